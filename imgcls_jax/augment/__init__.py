@@ -1,0 +1,42 @@
+"""Augmentation: `host` works on one image in NumPy, `device` on a batch inside the jitted step; `parse` reads specs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imgcls_jax.types import ConfigError, nearest
+
+
+def parse(key: str, calls: Sequence[str], table: Mapping[str, Any]) -> list[Any]:
+    """Builds what a list of calls such as ("random_resized_crop(224, scale=(0.2, 1))", "flip()") names.
+
+    Args:
+      key: the config key the calls come from, for the error message.
+      calls: each a name, optionally with literal arguments; nothing is evaluated.
+      table: name -> class.
+
+    Raises:
+      ConfigError: for a call that does not parse, an unknown name or an argument the class does not take.
+    """
+    return [_parse_one(key, call, table) for call in calls]
+
+
+def _parse_one(key: str, call: str, table: Mapping[str, Any]) -> Any:
+    try:
+        node = ast.parse(call, mode="eval").body
+        name = node.func if isinstance(node, ast.Call) else node
+        args = [ast.literal_eval(arg) for arg in node.args] if isinstance(node, ast.Call) else []
+        pairs = node.keywords if isinstance(node, ast.Call) else []
+        kwargs = {str(pair.arg): ast.literal_eval(pair.value) for pair in pairs}
+        if not isinstance(name, ast.Name):
+            raise ValueError
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{key}: '{call}' is not a call like \"name(1, option=2)\".") from error
+    if name.id not in table:
+        raise ConfigError(f"{key}: unknown '{name.id}'{nearest(name.id, list(table))}; choices: {', '.join(table)}.")
+    try:
+        return table[name.id](*args, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: '{call}': {error}.") from error

@@ -1,0 +1,282 @@
+"""Every key of a run, declared once, with its unit and choices; loading, saving and comparing of configs.
+
+`configs/NAME.py` calls `base()` and overrides. The result is locked: an unknown key or a wrong type is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from imgcls_jax.types import ConfigError, UserError, nearest
+
+T = TypeVar("T")
+
+# Keys that may differ between a checkpoint and the run that continues it: they change no number that is trained.
+# (Another mesh gives the same sums in another order: equal to about 1e-6, not to the last bit.)
+FREE_KEYS = (
+    r"^log_every_steps$",
+    r"^eval_every_steps$",
+    r"^checkpoint_every_(steps|minutes)$",
+    r"^checkpoint\.",
+    r"^sharding\.",
+    r"^wandb\.",
+    r"^eval\.",
+    r"^data\.(data_dir|num_threads|num_workers|eval_split)$",
+)
+
+
+def base() -> ConfigDict:
+    """The whole config with its defaults; recipes in configs/ override what they need."""
+    c = ConfigDict()
+    c.seed = 0  # every random number of the run follows from it
+    c.batch_size = 128  # examples per step, over all devices and processes
+    c.total_epochs = 10.0  # passes over the training split; may be a fraction
+    c.total_steps = 0  # optimizer steps; wins over total_epochs when above 0
+    c.log_every_steps = 50  # steps between lines of metrics.jsonl
+    c.eval_every_steps = 0  # steps between evaluations; 0: at the end only
+    c.checkpoint_every_steps = 0  # steps between checkpoints; 0: not by steps (there is always one at the end)
+    c.checkpoint_every_minutes = 10.0  # minutes between checkpoints; 0: not by time
+
+    c.model = m = ConfigDict()
+    m.name = "vit_tiny_patch16_224"  # a name in imgcls_jax.models.MODELS
+    m.dtype = "float32"  # compute dtype: float32 | bfloat16 (parameters are always float32)
+    # Overrides of the named variant: None keeps the variant's own value; a model that lacks the field refuses it.
+    m.patch_size = placeholder(int)  # ViT: pixels
+    m.width = placeholder(int)  # ViT: features D; ResNet: channels of the first stage
+    m.depth = placeholder(int)  # ViT: number of blocks
+    m.num_heads = placeholder(int)  # ViT: attention heads
+    m.mlp_dim = placeholder(int)  # ViT: hidden features of the MLP
+    m.pool = placeholder(str)  # ViT: cls | gap | map
+    m.pos_embed = placeholder(str)  # ViT: learned | sincos2d
+    m.stem = placeholder(str)  # ResNet: imagenet (7x7 stride 2, max-pool) | small (3x3 stride 1)
+    m.stage_sizes = placeholder(tuple)  # ResNet: blocks per stage
+    m.se_ratio = placeholder(float)  # ResNet: squeeze-and-excitation width relative to the block's; 0: none
+    m.modern = placeholder(bool)  # LeNet: ReLU and max-pool instead of tanh and average-pool
+    m.dropout = placeholder(float)  # ViT: dropout rate
+    m.drop_path = placeholder(float)  # ViT, ResNet: stochastic depth rate of the last block
+    m.remat = placeholder(bool)  # ViT: recompute activations in the backward pass to save memory
+    m.scan = placeholder(bool)  # ViT: one compiled block scanned over depth; compiles faster
+
+    c.data = d = ConfigDict()
+    d.name = "digits"  # digits | a TFDS name (mnist, fashion_mnist, cifar10, cifar100, imagenet2012) | folder:PATH
+    d.data_dir = placeholder(str)  # where TFDS data sets are prepared; None: TFDS's own default
+    d.train_split = "train"  # split to train on
+    d.eval_split = ""  # split to evaluate on; "": validation where there is one, else test
+    d.image_size = 8  # pixels, height and width of what the model sees
+    d.channels = 1  # 1: grey | 3: RGB
+    d.mean = (0.5,)  # per channel or one for all, in units of 0..1 pixels
+    d.std = (0.5,)  # per channel or one for all, in units of 0..1 pixels
+    d.num_threads = 0  # decoding threads; 0: one a core
+    d.num_workers = 0  # decoding processes; 0: threads only
+
+    c.augment = a = ConfigDict()
+    # Each is a list of calls, for example ("random_resized_crop(224)", "flip()").
+    a.host_train = ()  # per image on the host, training: names in imgcls_jax.augment.host.HOST
+    a.host_eval = ()  # per image on the host, evaluation: the same names
+    a.device = ()  # per batch inside the jitted step, training: names in imgcls_jax.augment.device.DEVICE
+
+    c.optimizer = o = ConfigDict()
+    o.name = "adamw"  # sgd | adam | adamw | rmsprop | lamb | lion | muon
+    o.lr = 1e-3  # peak learning rate
+    o.weight_decay = 1e-4  # decoupled, times the learning rate; for sgd, adam and rmsprop added to the gradient (L2)
+    o.decay_exclude = (r"(bias|scale)$", r"(cls_token|pos_embed|probe)$")  # regexes of parameters without decay
+    o.momentum = 0.9  # sgd, rmsprop
+    o.nesterov = True  # sgd, muon
+    o.b1 = 0.9  # adam, adamw, lamb, lion; muon's inner adam
+    o.b2 = 0.999  # adam, adamw, lamb, lion; rmsprop's decay
+    o.eps = 1e-8  # adam, adamw, lamb, rmsprop
+    o.clip_norm = 0.0  # clip gradients to this global L2 norm; 0: off
+    o.accumulate_steps = 1  # micro-batches per step, each batch_size / accumulate_steps examples
+    o.ema_decay = 0.0  # exponential moving average of parameters and BN statistics, per step; 0: off
+
+    c.schedule = s = ConfigDict()
+    s.name = "cosine"  # cosine | linear | step | exponential | rsqrt | constant
+    s.warmup_steps = 0  # linear warm-up from 0; wins over warmup_epochs when above 0
+    s.warmup_epochs = 0.0  # linear warm-up in passes over the training split
+    s.end_factor = 0.0  # cosine, linear: final learning rate as a fraction of the peak
+    s.boundaries = (0.333, 0.667, 0.889)  # step: fractions of the run at which the rate drops
+    s.decay_factor = 0.1  # step: factor of a drop; exponential: factor over decay_epochs
+    s.decay_epochs = 2.4  # exponential: passes per factor
+    s.timescale = 10_000  # rsqrt: steps
+
+    c.loss = lo = ConfigDict()
+    lo.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid_binary_cross_entropy (summed over classes)
+    lo.label_smoothing = 0.0  # 0..1
+
+    c.objective = ConfigDict()
+    c.objective.name = "supervised"  # supervised
+
+    c.sharding = sh = ConfigDict()
+    # A mesh of data x fsdp x model devices; the batch is split over data and fsdp.
+    sh.data = -1  # -1: all devices that are left
+    sh.fsdp = 1  # devices that share one copy of the parameters
+    sh.model = 1  # devices that share one layer (tensor parallelism)
+    # First match wins: "replicate", "fsdp" (largest axis that divides, if the leaf is large), or a PartitionSpec as a
+    # tuple over the leaf's last axes.
+    sh.rules = ((r".*", "fsdp"),)
+
+    c.eval = e = ConfigDict()
+    e.batch_size = 256  # examples per evaluation step, over all devices and processes
+
+    c.checkpoint = k = ConfigDict()
+    k.keep_last = 2  # newest checkpoints to keep
+    k.keep_best = 1  # best checkpoints to keep, by best_metric, among steps that were evaluated
+    k.best_metric = "top1"  # of the evaluation split, larger is better: top1 | top5 | ema_top1 | ema_top5
+
+    c.wandb = w = ConfigDict()
+    w.project = ""  # Weights & Biases project; "": off (needs the extra `wandb`; WANDB_MODE=offline works)
+
+    return c.lock()
+
+
+def load(spec: str) -> ConfigDict:
+    """The config of "configs/vit.py" or "configs/vit.py:fashion_mnist".
+
+    Raises:
+      ConfigError: if the file does not exist, has no get_config, or does not know the argument.
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"Config file '{path}' does not exist; pass --config=configs/NAME.py[:ARG].")
+    module_spec = importlib.util.spec_from_file_location("imgcls_jax_recipe", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"Config file '{path}' does not parse: {error}.") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"Config file '{path}' has no function get_config(arg).")
+    return module.get_config(arg) if arg else module.get_config()
+
+
+# What models see of each data set: size and channels, mean and standard deviation of the training split in units of
+# 0..1 pixels, and the augmentation that is customary. `for_data` puts a row into a config.
+_IMAGENET = {
+    "image_size": 224,
+    "channels": 3,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "host_train": ("random_resized_crop(224)", "flip()"),
+    "host_eval": ("resize_centre_crop(224)",),
+}
+_CIFAR = {"image_size": 32, "channels": 3, "device": ("pad_and_crop(4)", "flip()")}
+_DATA: dict[str, dict[str, Any]] = {
+    "digits": {"image_size": 8, "channels": 1, "mean": (0.3055,), "std": (0.3762,), "device": ("pad_and_crop(1)",)},
+    "mnist": {"image_size": 28, "channels": 1, "mean": (0.1307,), "std": (0.3081,), "device": ("pad_and_crop(2)",)},
+    "fashion_mnist": {
+        "image_size": 28,
+        "channels": 1,
+        "mean": (0.2860,),
+        "std": (0.3530,),
+        "device": ("pad_and_crop(2)", "flip()"),
+    },
+    "cifar10": {**_CIFAR, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+    "cifar100": {**_CIFAR, "mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)},
+    "imagenet2012": _IMAGENET,
+    "folder": _IMAGENET,
+}
+DATA = tuple(_DATA)  # every ARG that configs/ take; "folder" is written folder:PATH
+
+
+def for_data(arg: str) -> ConfigDict:
+    """`base()` with the groups `data` and `augment` filled in for the data set that ARG names.
+
+    Raises:
+      ConfigError: for an unknown ARG, naming the nearest.
+    """
+    row = choose(_DATA, arg)
+    config = base()
+    config.data.name = arg
+    for key, value in row.items():
+        group = config.augment if key in config.augment else config.data
+        group[key] = value
+    return config
+
+
+def choose(recipes: dict[str, T], arg: str) -> T:
+    """The entry of a recipe table that ARG names; "folder:PATH" finds the entry "folder".
+
+    Raises:
+      ConfigError: for an unknown ARG, naming the nearest.
+    """
+    key = "folder" if arg.startswith("folder:") else arg
+    if key not in recipes or arg == "folder":
+        raise ConfigError(
+            f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH for "
+            f"your own images. Known: {', '.join(sorted(recipes))}."
+        )
+    return recipes[key]
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf, placeholders included, in sorted order."""
+    for name in sorted(config.keys()):
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON, keys sorted; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """`base()` with `values` (as JSON gives them, lists for tuples) put in.
+
+    Raises:
+      ConfigError: if a key is unknown.
+    """
+    config = base()
+    known = dict(leaves(config))
+
+    def put(node: ConfigDict, tree: dict[str, Any], prefix: str) -> None:
+        for name, value in tree.items():
+            key = prefix + name
+            if isinstance(value, dict) and name in node and isinstance(node[name], ConfigDict):
+                put(node[name], value, key + ".")
+            elif key not in known:
+                raise ConfigError(f"Saved config has the unknown key '{key}'{nearest(key, known)}.")
+            else:
+                node[name] = _tuples(value)
+
+    put(config, values, "")
+    return config
+
+
+def read(path: Path) -> ConfigDict:
+    """The config that a run saved in W/config.json.
+
+    Raises:
+      UserError: if the file is not one.
+    """
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a config that imgcls_jax saved ({error}).") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What changed in a way that changes the trained numbers: "optimizer.lr: 0.001 -> 0.01" for each such key."""
+    a, b = (json.loads(to_json(c)) for c in (old, new))
+    flat_a, flat_b = (dict(leaves(ConfigDict(tree))) for tree in (a, b))
+    return [
+        f"{key}: {flat_a.get(key)} -> {flat_b.get(key)}"
+        for key in sorted(flat_a.keys() | flat_b.keys())
+        if flat_a.get(key) != flat_b.get(key) and not any(re.search(free, key) for free in FREE_KEYS)
+    ]

@@ -1,0 +1,274 @@
+"""Records to batches, for training and for evaluation.
+
+A batch is a function of its step alone: `Reader.read` makes any rows of any batch, in any thread or process. What is
+held in memory and needs no work on the host is gathered, a whole batch at once; anything else is read by Grain's
+threads, or worker processes that have threads, in pieces of a batch, ahead of time and in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from imgcls_jax.data import decode
+from imgcls_jax.data.order import Order, generator
+from imgcls_jax.data.sources import ArraySource, Source
+from imgcls_jax.types import Batch, UserError
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+# Rows that a thread makes at a time. Pieces of a batch and not whole ones: the first batch comes from all threads
+# together, and memory is bounded by batches, not by threads times batches.
+PIECE = 32
+
+# More steps than any run has; Grain wants to know a length.
+_ENDLESS = 2**40
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    rows: np.ndarray,
+    image_shape: tuple[int, int, int],
+    transforms: Sequence[Transform] = (),
+    num_threads: int = 0,
+    num_workers: int = 0,
+) -> BatchIterator:
+    """The endless training stream, shuffled anew each epoch, from `start_step` on.
+
+    The batch at step s has positions s*batch_size .. (s+1)*batch_size - 1 of the stream (`order.Order`), in that order,
+    and the random numbers of a transformation belong to (seed, position): the pixels are the same on any number of
+    threads, workers and processes, and wherever the run started.
+
+    Args:
+      source: the split to read.
+      batch_size: B, of the global batch.
+      seed: of the order and the transformations.
+      start_step: step of the first batch.
+      rows: [b] ints, which rows of the global batch this process wants.
+      image_shape: (H, W, C) of an image after the transformations; C is 3 or 1.
+      transforms: on one image, in this order (`augment.host`).
+      num_threads: threads in a process; 0: one a core.
+      num_workers: worker processes; 0: none, threads in this process.
+
+    Returns:
+      An iterator over batches: image [b,H,W,C] uint8, label [b] int32, mask [b] bool, index [b] int64. It raises
+      BadRecordError for a record that cannot be read and UserError for one of the wrong size or label, each naming the
+      record; after an error it raises the same error again.
+    """
+    if not len(source):
+        raise UserError(f"{source.spec.name}:{source.split} has no records.")
+    order = Order(len(source), seed)
+    reader = Reader(source, order, batch_size, np.asarray(rows, np.int64), image_shape, tuple(transforms), seed)
+    return BatchIterator(reader, range(start_step, _ENDLESS), num_threads, num_workers)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    rows: np.ndarray,
+    image_shape: tuple[int, int, int],
+    transforms: Sequence[Transform] = (),
+    num_threads: int = 0,
+) -> BatchIterator:
+    """Every record once, in the order of the source, in ceil(N / batch_size) batches.
+
+    The last batch is filled up with zeros, mask False and index -1. Arguments, batches and errors are those of
+    `train_batches`.
+    """
+    reader = Reader(source, None, batch_size, np.asarray(rows, np.int64), image_shape, tuple(transforms), 0)
+    return BatchIterator(reader, range(-(-len(source) // batch_size)), num_threads, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Makes any rows of any batch.
+
+    Attributes:
+      source: the split to read.
+      order: of the stream; None: the source once through.
+      batch_size: B.
+      rows: [b] int64, the rows of the global batch that are wanted.
+      image_shape: (H, W, C) of an image after the transformations.
+      transforms: on one image.
+      seed: of the transformations.
+    """
+
+    source: Source
+    order: Order | None
+    batch_size: int
+    rows: np.ndarray
+    image_shape: tuple[int, int, int]
+    transforms: tuple[Transform, ...]
+    seed: int
+
+    def read(self, step: int, part: slice) -> Batch:
+        """The rows `self.rows[part]` of the batch at a step."""
+        positions = step * self.batch_size + self.rows[part]
+        if self.order is None:
+            index = np.where(positions < len(self.source), positions, -1)
+        else:
+            index = self.order.indices(positions)
+        image, label = self._gather(index) if self.gathers else self._each(positions, index)
+        return {"image": image, "label": label, "mask": index >= 0, "index": index}
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a batch is a plain selection from arrays."""
+        return isinstance(self.source, ArraySource) and not self.transforms
+
+    def _gather(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert isinstance(self.source, ArraySource)
+        self._check_shape(self.source.images.shape[1:], 0, "")
+        image, label = self.source.images[index], self.source.labels[index]
+        padding = index < 0
+        if padding.any():
+            image[padding], label[padding] = 0, 0
+        return image, label
+
+    def _each(self, positions: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cv2.setNumThreads(0)  # the parallelism is ours: OpenCV's own threads would only compete with it
+        image = np.zeros((len(index), *self.image_shape), np.uint8)
+        label = np.zeros(len(index), np.int32)
+        for row, (position, i) in enumerate(zip(positions.tolist(), index.tolist(), strict=True)):
+            if i >= 0:
+                image[row], label[row] = self._one(position, i)
+        return image, label
+
+    def _one(self, position: int, i: int) -> tuple[np.ndarray, int]:
+        """Image and label of record i at a position of the stream."""
+        file = ""
+        try:
+            record = self.source[i]
+            image, label, file = record["image"], record["label"], record["file"]
+            if isinstance(image, bytes):
+                image = decode.decode(image, self.image_shape[-1])
+            rng = generator(self.seed, position, stream=1)
+            for transform in self.transforms:
+                image = transform(image, rng)
+        except (decode.BadRecordError, OSError) as error:
+            file = file or getattr(error, "filename", None) or ""
+            reason = getattr(error, "strerror", None) or str(error)
+            raise decode.BadRecordError(f"{self._name(i, file)}: {reason}") from error
+        except Exception as error:
+            # Any other is a bug, perhaps in a transformation. One that cannot be pickled would make a worker hang.
+            raise RuntimeError(f"{self._name(i, file)}: {type(error).__name__}: {error}") from error
+        self._check_shape(image.shape, i, file)
+        if not 0 <= label < self.source.spec.num_classes:
+            raise UserError(
+                f"{self._name(i, file)} has label {label}: expected 0 to {self.source.spec.num_classes - 1}."
+            )
+        return image, label
+
+    def _check_shape(self, shape: Sequence[int], i: int, file: str) -> None:
+        if tuple(shape) != tuple(self.image_shape):
+            height, width, channels = self.image_shape
+            raise UserError(
+                f"{self._name(i, file)} is {'x'.join(map(str, shape))} (height x width x channels), but the model is "
+                f"to see {height}x{width}x{channels}: set the image size and channels to what the data has, or add "
+                f"a host transformation such as resize({height}) or resize_centre_crop({height})."
+            )
+
+    def _name(self, i: int, file: str) -> str:
+        where = f"{self.source.spec.name}:{self.source.split}[{i}]"
+        return f"{where} ({file})" if file else where
+
+
+class BatchIterator(Iterator[Batch]):
+    """The batches of some steps, one after the other; `close` frees its threads and processes.
+
+    Args:
+      reader: makes them.
+      steps: which.
+      num_threads: as in `train_batches`.
+      num_workers: as in `train_batches`.
+    """
+
+    def __init__(self, reader: Reader, steps: range, num_threads: int, num_workers: int) -> None:
+        self._reader = reader
+        self._steps = iter(steps)
+        # Empty if batches are gathered here, and once closed: Grain's iterators complain if they live to the very end.
+        self._pieces = [] if reader.gathers else [_start(_Pieces(reader, steps), num_threads, num_workers)]
+        self._close = weakref.finalize(self, _close_all, self._pieces)
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> BatchIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._error is not None:
+            raise self._error
+        try:
+            step = next(self._steps)
+            if self._reader.gathers:
+                return self._reader.read(step, slice(None))
+            pieces = [next(self._pieces[0]) for _ in range(pieces_per_batch(self._reader))]
+            return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+        except (StopIteration, Exception) as error:
+            # Grain would go on after an error with the next batch, as if nothing had been lost.
+            self._error = error
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends threads and processes; the iterator is of no use after that."""
+        self._error = self._error or StopIteration()
+        self._close()
+
+
+def _close_all(iterators: list[Any]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """The batches of some steps cut into pieces, as a random-access source for Grain."""
+
+    reader: Reader
+    steps: range
+
+    def __len__(self) -> int:
+        return len(self.steps) * pieces_per_batch(self.reader)
+
+    def __getitem__(self, k: int) -> Batch:
+        step, piece = divmod(k, pieces_per_batch(self.reader))
+        return self.reader.read(self.steps[step], slice(piece * PIECE, (piece + 1) * PIECE))
+
+
+def pieces_per_batch(reader: Reader) -> int:
+    """How many pieces this process's rows of a batch are cut into."""
+    return -(-len(reader.rows) // PIECE)
+
+
+def _start(pieces: _Pieces, num_threads: int, num_workers: int) -> Any:
+    """Grain's iterator over the pieces, in order."""
+    # Imported here: data in memory does without it.
+    import grain
+    from absl import flags
+
+    threads = num_threads or max(1, _cores() // max(1, num_workers))
+    buffer = max(2 * threads, -(-2 * pieces_per_batch(pieces.reader) // max(1, num_workers)))
+    dataset = grain.MapDataset.source(pieces).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    )
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers are handed flags, which a library's user has not parsed
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(dataset)
+
+
+def _cores() -> int:
+    """Cores this process may use; not every system can say which of its cores those are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,82 @@
+"""Evaluates a run's checkpoint on a split: prints a table and writes W/eval/<split>.json.
+
+python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from imgcls_jax import cli
+from imgcls_jax import config as config_lib
+from imgcls_jax.types import ConfigError, UserError, check_choice
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code; raises UserError."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's work directory", flag_values=values)
+    flags.DEFINE_string("split", None, "split to evaluate; the run's data.eval_split by default", flag_values=values)
+    flags.DEFINE_integer("step", None, "checkpoint to evaluate; the newest by default", flag_values=values)
+    flags.DEFINE_boolean("ema", False, "evaluate the averaged weights", flag_values=values)
+    rest = cli.parse(values, ["eval", *argv])
+    if rest or values.workdir is None:
+        raise ConfigError("Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema].")
+    workdir = Path(values.workdir)
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is not a work directory (it has no config.json); pass the --workdir of a run.")
+    config = config_lib.read(workdir / "config.json")
+
+    from imgcls_jax import platform
+
+    platform.initialize()
+    return evaluate_run(config, workdir, values.split, values.step, ema=values.ema)
+
+
+def evaluate_run(
+    config: config_lib.ConfigDict, workdir: Path, split: str | None, step: int | None, *, ema: bool
+) -> int:
+    """Restores one checkpoint of a run, evaluates a split with it, prints and writes the result. Returns 0."""
+    import jax
+
+    from imgcls_jax import build, evaluate, train, writers
+    from imgcls_jax.checkpoint import Checkpointer
+
+    run = build.build(config)
+    split = split or run.eval_split
+    check_choice("--split", split, run.spec.splits)
+    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
+    steps = checkpointer.steps()
+    if not steps or (step is not None and step not in steps):
+        have = f"there are {steps}" if steps else "there are none yet"
+        raise UserError(f"No checkpoint {'of step ' + str(step) if step else ''} in {workdir / 'checkpoints'}: {have}.")
+    step = steps[-1] if step is None else step
+    unread = {"params": None, "model_state": None} if ema else {"ema": None}
+    wanted = dataclasses.replace(run.abstract_state, opt_state=None, **unread)
+    try:
+        state = checkpointer.restore(wanted, step)
+    except Exception as error:  # Orbax raises a dozen types for damaged files
+        raise UserError(
+            f"Checkpoint {step} in {workdir} is damaged ({error}); pass another --step of {steps}."
+        ) from error
+    finally:
+        checkpointer.close()
+    main_process = jax.process_index() == 0
+    progress = writers.Progress(enabled=main_process)
+    result = train.evaluate_split(run, build.variables_of(state, ema=ema), split, progress)
+    if main_process:
+        path = evaluate.write(workdir, evaluate.file_name(split, ema=ema), result)
+        progress.line("")
+        print(f"{run.spec.name} {split}, {config.model.name} at step {step}{' (EMA)' if ema else ''}")
+        print(writers.table(evaluate.summary(result)))
+        print(f"  written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv[1:]))

@@ -1,0 +1,34 @@
+"""The state of a run: all that the next step needs besides the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+
+from imgcls_jax.types import PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """A pytree; the whole of it is donated to the train step.
+
+    Attributes:
+      step: int32 [], the number of optimizer steps taken.
+      params: the 'params' collection, float32.
+      model_state: all other collections ({"batch_stats": ...} or {}).
+      opt_state: optax's.
+      ema: {"params": ..., "model_state": ...}, or {} when the run keeps no average.
+    """
+
+    step: Any
+    params: PyTree
+    model_state: PyTree
+    opt_state: Any
+    ema: PyTree
+
+    def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
+        """What `model.apply` takes: the raw variables, or the averaged ones."""
+        if ema:
+            return {"params": self.ema["params"], **self.ema["model_state"]}
+        return {"params": self.params, **self.model_state}

@@ -1,0 +1,132 @@
+"""The train step and the eval step: pure functions of (state, batch); the only value_and_grad in the project."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from imgcls_jax import metrics, rng
+from imgcls_jax.augment import device
+from imgcls_jax.objectives import Objective, Variables
+from imgcls_jax.state import TrainState
+from imgcls_jax.types import Batch, PyTree
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+EvalStep = Callable[[Variables, Batch], dict[str, jax.Array]]
+
+# Streams of random numbers that models draw from.
+MODEL_STREAMS = ("dropout", "drop_path")
+
+
+def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+    """labels [B] int or [B,K] float -> targets [B,K] float32."""
+    return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """[B, ...] -> [count, B / count, ...]; every microbatch takes an equal share of each device's examples."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def value_and_grad(
+    objective: Objective, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, PyTree, dict[str, Any]]:
+    """Mean loss [] over the examples whose mask is True, its gradient, and the objective's aux."""
+    rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(MODEL_STREAMS)}
+
+    def mean_loss(params: PyTree) -> tuple[jax.Array, dict[str, Any]]:
+        loss, aux = objective({"params": params, **state.model_state}, batch, rngs)
+        return (loss * batch["mask"]).sum() / jnp.maximum(batch["mask"].sum(), 1), aux
+
+    (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    return loss, grads, aux
+
+
+def accumulated(
+    objective: Objective, state: TrainState, batch: Batch, key: jax.Array, count: int
+) -> tuple[jax.Array, PyTree, dict[str, Any]]:
+    """`value_and_grad` over `count` microbatches, one after the other, their losses and gradients averaged.
+
+    BN statistics are those of the microbatches, updated in turn.
+    """
+    if count == 1:
+        return value_and_grad(objective, state, batch, key)
+
+    def body(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+        model_state, total, grads = carry
+        i, micro = xs
+        loss, g, aux = value_and_grad(
+            objective, dataclasses.replace(state, model_state=model_state), micro, jax.random.fold_in(key, i)
+        )
+        return (aux["model_state"], total + loss / count, jax.tree.map(lambda a, b: a + b / count, grads, g)), (
+            aux["logits"]
+        )
+
+    zero = (state.model_state, jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    (model_state, loss, grads), logits = jax.lax.scan(body, zero, (jnp.arange(count), microbatches(batch, count)))
+    logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])  # back to the order of the batch
+    return loss, grads, {"model_state": model_state, "logits": logits}
+
+
+def make_train_step(
+    *,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    augmentations: Sequence[device.DeviceOp],
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int,
+    seed: int,
+    accumulate_steps: int,
+    ema_decay: float,
+) -> TrainStep:
+    """(state, batch with image [B,H,W,C] uint8) -> (next state, {"loss", "top1", "lr", "grad_norm"}), all float32 [].
+
+    Normalisation and augmentation happen here, on the device; random numbers follow from (seed, state.step). top1 is
+    measured in training mode, against the class with the largest share where labels are mixed.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        images, targets = device.apply(
+            augmentations,
+            device.to_float(batch["image"]),
+            one_hot(batch["label"], num_classes),
+            rng.key(seed, "augment", state.step),
+        )
+        inputs = {"image": device.normalise(images, mean, std), "target": targets, "mask": batch["mask"]}
+        key = rng.key(seed, "model", state.step)
+        loss, grads, aux = accumulated(objective, state, inputs, key, accumulate_steps)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            new = {"params": params, "model_state": aux["model_state"]}
+            ema = jax.tree.map(lambda old, x: old + (1 - ema_decay) * (x - old), ema, new)
+        correct = aux["logits"].argmax(-1) == targets.argmax(-1)
+        logs = {
+            "loss": loss,
+            "top1": correct.mean(dtype=jnp.float32),
+            "lr": learning_rate(state.step).astype(jnp.float32),
+            "grad_norm": optax.tree.norm(grads),
+        }
+        return TrainState(state.step + 1, params, aux["model_state"], opt_state, ema), logs
+
+    return train_step
+
+
+def make_eval_step(*, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> EvalStep:
+    """(variables, batch with image [B,H,W,C] uint8) -> `metrics.per_example`'s arrays and label, mask, all [B]."""
+
+    def eval_step(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+        images = device.normalise(device.to_float(batch["image"]), mean, std)
+        logits: jax.Array = model.apply(variables, images, train=False)  # type: ignore[assignment]
+        return {**metrics.per_example(logits, batch["label"]), "label": batch["label"], "mask": batch["mask"]}
+
+    return eval_step

@@ -1,0 +1,168 @@
+"""The training loop: restore, step, log, evaluate, save."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from imgcls_jax import build as build_lib
+from imgcls_jax import config as config_lib
+from imgcls_jax import evaluate, trees, writers
+from imgcls_jax.checkpoint import Checkpointer
+from imgcls_jax.monitor import Monitor
+from imgcls_jax.preemption import EXIT_CODE, Stopper
+from imgcls_jax.types import ConfigError
+
+
+class Loop:
+    """One run in one work directory, from wherever it stands to its last step."""
+
+    def __init__(self, config: ConfigDict, workdir: Path) -> None:
+        self.config, self.workdir = config, workdir
+        main = jax.process_index() == 0
+        self.progress = writers.Progress(enabled=main)
+        self.built = run = build_lib.build(config)
+        claim(config, workdir)
+        k = config.checkpoint
+        self.checkpointer = Checkpointer(
+            workdir / "checkpoints",
+            keep_last=k.keep_last,
+            keep_best=k.keep_best,
+            best_metric=f"{run.eval_split}/{k.best_metric}",
+        )
+        self.start, self.state = self.checkpointer.restore_latest(run.abstract_state) or (0, run.init())
+        self.saved_step, self.saved_time = self.start, time.monotonic()
+        devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+        self.progress.line(
+            f"{config.model.name}, {trees.count(run.abstract_state.params):,} parameters; {run.spec.name}; "
+            f"{run.total_steps} steps of {config.batch_size}; {devices}"
+            + (f"; continues after step {self.start}" if self.start else "")
+        )
+        self.writer = writers.Writer(
+            workdir, self.start, enabled=main, wandb_project=config.wandb.project, config=config.to_dict()
+        )
+        self.monitor = Monitor(
+            self.writer,
+            self.progress,
+            every=config.log_every_steps,
+            total_steps=run.total_steps,
+            steps_per_epoch=run.steps_per_epoch,
+            batch_size=config.batch_size,
+        )
+
+    def run(self) -> int:
+        """Trains. Returns the exit code: 0 when the last step is done and evaluated, 143 when a signal stopped it."""
+        run, meter = self.built, self.monitor.meter
+        self.evaluate_if_due(self.start)
+        batches = build_lib.train_batches(run, self.start)
+        try:
+            with Stopper() as stopper:
+                for step in range(self.start + 1, run.total_steps + 1):
+                    waiting = time.perf_counter()
+                    batch = build_lib.put(run, self.config.batch_size, next(batches))
+                    waited = time.perf_counter() - waiting
+                    self.state, logs = run.train_step(self.state, batch)
+                    self.monitor.step(step, logs, waited)
+                    if step == self.start + 1:
+                        jax.block_until_ready(logs)  # compiled; from here on the clock runs
+                        meter.start()
+                    stopping = stopper.should_stop(step) and step < run.total_steps
+                    if not stopping:  # the evaluation that is due is made up for by the run that continues
+                        self.evaluate_if_due(step)
+                    self.save_if_due(step, last=stopping or step == run.total_steps)
+                    if stopping:
+                        self.progress.line(f"Stopped by a signal after step {step}; saved. The same command continues.")
+                        return EXIT_CODE
+            return 0
+        finally:
+            self.progress.end()
+            batches.close()
+            self.writer.close()
+            self.checkpointer.close()
+
+    def evaluate_if_due(self, step: int) -> None:
+        """Evaluates raw and averaged weights at the steps that ask for it and at the last, once each."""
+        every, total, split = self.config.eval_every_steps, self.built.total_steps, self.built.eval_split
+        due = step == total or (every and step and step % every == 0)
+        if not due or self.writer.has(step, f"{split}/top1"):
+            return
+        self.monitor.pause()
+        scalars: dict[str, float] = {}
+        for ema in (False, True) if self.state.ema else (False,):
+            result = evaluate_split(self.built, build_lib.variables_of(self.state, ema=ema), split, self.progress)
+            prefix = f"{split}/ema_" if ema else f"{split}/"
+            scalars |= {prefix + name: result[name] for name in evaluate.HEADLINES}
+            if step == total and jax.process_index() == 0:
+                evaluate.write(self.workdir, evaluate.file_name(split, ema=ema), result)
+        self.writer.write(step, scalars)
+        self.progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+        self.monitor.meter.start()
+
+    def save_if_due(self, step: int, *, last: bool) -> None:
+        """Saves every so many steps or minutes and when `last`, after every loss so far was found finite."""
+        every, minutes = self.config.checkpoint_every_steps, self.config.checkpoint_every_minutes
+        due = last or (every and step % every == 0)
+        if not due and minutes and step % self.config.log_every_steps == 0:
+            late = time.monotonic() - self.saved_time > 60 * minutes
+            # The processes' clocks differ: the first one decides.
+            due = bool(multihost_utils.broadcast_one_to_all(np.array(late))) if jax.process_count() > 1 else late
+        if not due or step == self.saved_step:
+            return
+        self.monitor.pause()
+        here = [event for event in self.writer.events if event["step"] == step]
+        self.checkpointer.save(self.state, step, {name: v for event in here for name, v in event.items()})
+        if last:
+            self.checkpointer.wait()
+        self.saved_step, self.saved_time = step, time.monotonic()
+        self.monitor.meter.start()
+
+
+def evaluate_split(
+    run: build_lib.Run, variables: dict[str, Any], split: str, progress: writers.Progress
+) -> dict[str, Any]:
+    """All metrics of one split: what training and the eval binary both call."""
+    count, batches = build_lib.eval_batches(run, split)
+    show = lambda done: progress.update(f"evaluating {split}: {done}/{count} batches", force=False)  # noqa: E731
+    return evaluate.evaluate(run.eval_step, variables, batches, class_names=run.spec.class_names, progress=show)
+
+
+def claim(config: ConfigDict, workdir: Path) -> None:
+    """Makes the work directory this config's, or refuses.
+
+    Raises:
+      ConfigError: if it belongs to a run whose config differs in a key that changes the result.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = config_lib.differences(config_lib.read(path), config)
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); use another --workdir, or the "
+                "config it was started with."
+            )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(config_lib.to_json(config))
+        os.replace(temporary, path)
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Runs or continues the run in `workdir`; prints a table at the end. Returns the exit code."""
+    loop = Loop(config, workdir)
+    code = loop.run()
+    if code == 0:
+        split = loop.built.eval_split
+        names = ["train/loss", "train/images_per_second", "train/data_wait"]
+        names += [f"{split}/{prefix}{name}" for prefix in ("", "ema_") for name in evaluate.HEADLINES]
+        values = [(name, loop.writer.last(name)) for name in names]
+        rows = [(name, f"{value:,.4f}") for name, value in values if value is not None]
+        loop.progress.line(f"Done: {loop.built.total_steps} steps in {workdir}\n{writers.table(rows)}")
+    return code

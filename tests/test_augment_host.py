@@ -1,0 +1,161 @@
+"""Host augmentation against independent references: area integrals, Pillow, torchvision's algorithm."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgcls_jax.augment import host
+
+
+def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Smooth gradients with a little noise, uint8."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 80 * np.sin(y / (9 + c) + c) * np.cos(x / (13 - c)) for c in range(channels)]
+    return (np.stack(waves, -1) + rng.uniform(-20, 20, (height, width, channels))).clip(0, 255).astype(np.uint8)
+
+
+def area_weights(old: int, new: int) -> np.ndarray:
+    """[new, old]: the share of each old pixel in each new one, by exact overlap."""
+    edges = np.arange(new + 1) * old / new
+    overlap = np.minimum(edges[1:, None], np.arange(1, old + 1)) - np.maximum(edges[:-1, None], np.arange(old))
+    return overlap.clip(0) * new / old
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(224, 224), (37, 50), (90, 299)])
+def test_shrinking_is_the_integral_over_each_pixels_area(size, channels):
+    image = photo(301, 300, channels)
+    rows, columns = area_weights(301, size[0]), area_weights(300, size[1])
+    exact = np.stack([rows @ image[..., c] @ columns.T for c in range(channels)], axis=-1)
+    assert np.abs(host.resize(image, *size) - exact).max() <= 1
+
+
+def test_enlarging_is_near_pillows_bicubic():
+    image = photo(40, 50)
+    pillow = np.asarray(Image.fromarray(image).resize((150, 120), Image.Resampling.BICUBIC)).astype(int)
+    difference = np.abs(host.resize(image, 120, 150) - pillow)
+    # OpenCV's cubic has a = -0.75, Pillow's -0.5.
+    assert difference.mean() < 2 and difference.max() < 20
+
+
+def test_resize_of_the_right_size_is_the_identity():
+    image = photo(20, 30)
+    np.testing.assert_array_equal(host.resize(image, 20, 30), image)
+
+
+def torchvision_boxes(height: int, width: int, rng: np.random.Generator, n: int) -> np.ndarray:
+    """torchvision.transforms.RandomResizedCrop.get_params with its defaults, transcribed: (top, left, h, w)."""
+    boxes: list[tuple] = []
+    for _ in range(n):
+        for _ in range(10):
+            target_area = height * width * rng.uniform(0.08, 1.0)
+            aspect_ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w = round(math.sqrt(target_area * aspect_ratio))
+            h = round(math.sqrt(target_area / aspect_ratio))
+            if 0 < w <= width and 0 < h <= height:
+                boxes.append((rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w))
+                break
+        else:
+            in_ratio = width / height
+            if in_ratio < 3 / 4:
+                w, h = width, round(width / (3 / 4))
+            elif in_ratio > 4 / 3:
+                w, h = round(height * (4 / 3)), height
+            else:
+                w, h = width, height
+            boxes.append(((height - h) // 2, (width - w) // 2, h, w))
+    return np.array(boxes)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 100), (64, 64), (20, 300)])
+def test_random_resized_crop_draws_torchvisions_distribution(height, width):
+    crop = host.RandomResizedCrop(32)
+    rng = np.random.default_rng(1)
+    ours = np.array([crop.box(height, width, rng) for _ in range(4000)])
+    theirs = torchvision_boxes(height, width, np.random.default_rng(2), 4000)
+    top, left, h, w = ours.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + h <= height).all() and (left + w <= width).all()
+    for column in range(4):
+        a, b = np.sort(ours[:, column]), np.sort(theirs[:, column])
+        grid = np.union1d(a, b)
+        distance = np.abs(np.searchsorted(a, grid, "right") - np.searchsorted(b, grid, "right")).max() / 4000
+        assert distance < 0.0437  # Kolmogorov-Smirnov, two samples of 4,000, at 0.1%
+
+
+def test_random_resized_crop_takes_the_part_its_box_says():
+    image = photo(60, 80)
+    crop = host.RandomResizedCrop(16)
+    top, left, h, w = crop.box(60, 80, np.random.default_rng(5))
+    expected = host.resize(image[top : top + h, left : left + w], 16, 16)
+    np.testing.assert_array_equal(crop(image, np.random.default_rng(5)), expected)
+
+
+@pytest.mark.parametrize(("shape", "resized"), [((100, 200, 3), (64, 128)), ((201, 100, 1), (128, 64))])
+def test_resize_centre_crop_is_timms(shape, resized):
+    image = photo(*shape)
+    out = host.ResizeCentreCrop(56)(image, np.random.default_rng(0))  # floor(56 / 0.875) = 64
+    top, left = (resized[0] - 56) // 2, (resized[1] - 56) // 2
+    np.testing.assert_array_equal(out, host.resize(image, *resized)[top : top + 56, left : left + 56])
+
+
+def test_pad_and_crop_gives_every_shift_and_black_outside():
+    image = photo(6, 5, 1) | 1  # no black inside
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    every = {padded[t : t + 6, x : x + 5].tobytes() for t in range(5) for x in range(5)}
+    rng = np.random.default_rng(0)
+    assert {host.PadAndCrop(2)(image, rng).tobytes() for _ in range(400)} == every
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = photo(6, 5)
+    rng = np.random.default_rng(0)
+    outs = [host.HorizontalFlip()(image, rng) for _ in range(1000)]
+    flipped = sum(np.array_equal(out, image[:, ::-1]) for out in outs)
+    assert flipped + sum(np.array_equal(out, image) for out in outs) == 1000
+    assert 430 < flipped < 570
+    np.testing.assert_array_equal(host.HorizontalFlip(p=0.0)(image, rng), image)
+    np.testing.assert_array_equal(host.HorizontalFlip(p=1.0)(image, rng), image[:, ::-1])
+
+
+TRANSFORMS = {
+    "random_resized_crop": host.RandomResizedCrop(12),
+    "resize_centre_crop": host.ResizeCentreCrop(12),
+    "resize": host.Resize(12),
+    "pad_and_crop": host.PadAndCrop(3),
+    "flip": host.HorizontalFlip(),
+}
+
+
+def test_every_transformation_is_in_the_table_below():
+    assert TRANSFORMS.keys() == host.HOST.keys()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 40, 1), (40, 1, 3), (13, 17, 1), (17, 13, 3), (12, 12, 3)])
+def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixels(name, shape):
+    image = photo(*shape)
+    before = image.copy()
+    outs = [TRANSFORMS[name](image, np.random.default_rng(seed)) for seed in (7, 7)]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(image, before)
+    height_width = shape[:2] if name in ("pad_and_crop", "flip") else (12, 12)
+    assert outs[0].dtype == np.uint8 and outs[0].shape == (*height_width, shape[2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: host.RandomResizedCrop(0),
+        lambda: host.RandomResizedCrop(8, scale=(0.5, 0.1)),
+        lambda: host.RandomResizedCrop(8, ratio=(0, 1)),
+        lambda: host.ResizeCentreCrop(8, crop_pct=1.5),
+        lambda: host.PadAndCrop(-1),
+        lambda: host.HorizontalFlip(2),
+    ],
+)
+def test_senseless_arguments_are_refused(make):
+    with pytest.raises(ValueError, match="must"):
+        make()

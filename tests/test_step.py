@@ -1,0 +1,135 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import tiny_config
+
+from imgcls_jax import build, losses, models, objectives
+from imgcls_jax import step as step_lib
+from imgcls_jax.state import TrainState
+
+MEAN, STD = (0.3,), (0.4,)
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A small network with batch norm, its state and a batch."""
+    model = models.build("resnet20", num_classes=3, stage_sizes=(1,), width=4, zero_init_last=False)
+    variables = dict(model.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)), train=False))
+    params = variables.pop("params")
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 6, 6, 1)).astype(np.uint8),
+        "label": rng.integers(0, 3, 8).astype(np.int32),
+        "mask": np.ones(8, bool),
+    }
+    return model, TrainState(jnp.int32(4), params, variables, optax.sgd(0.1).init(params), {}), batch
+
+
+def make(model, **overrides):
+    values = {
+        "objective": objectives.supervised(model, losses.softmax_cross_entropy),
+        "tx": optax.sgd(0.1),
+        "learning_rate": lambda step: 0.1 * jnp.ones(()),
+        "augmentations": (),
+        "mean": MEAN,
+        "std": STD,
+        "num_classes": 3,
+        "seed": 0,
+        "accumulate_steps": 1,
+        "ema_decay": 0.0,
+    }
+    return jax.jit(step_lib.make_train_step(**{**values, **overrides}))
+
+
+def reference(model, state, batch):
+    """The same step written straight down: loss, gradient and new statistics of one plain SGD step."""
+    images = (batch["image"].astype(np.float32) / 255 - MEAN[0]) / STD[0]
+
+    def loss(params):
+        logits, new = model.apply({"params": params, **state.model_state}, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return (losses * batch["mask"]).sum() / batch["mask"].sum(), (logits, new)
+
+    (value, (logits, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    return value, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads), new, logits, grads
+
+
+def close(a, b, rtol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+
+
+def test_a_step_is_the_step_written_down(net):
+    model, state, batch = net
+    value, params, new, logits, grads = reference(model, state, batch)
+    got, logs = make(model)(state, batch)
+    close(got.params, params)
+    close(got.model_state, new)
+    assert int(got.step) == 5
+    assert float(logs["loss"]) == pytest.approx(float(value), rel=1e-6)
+    assert float(logs["top1"]) == float((np.asarray(logits).argmax(-1) == batch["label"]).mean())
+    assert float(logs["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+
+
+def test_masked_examples_have_no_part_in_the_loss(net):
+    model, state, batch = net
+    batch = {**batch, "mask": np.arange(8) < 5}
+    value, params, *_ = reference(model, state, batch)
+    got, logs = make(model)(state, batch)
+    assert float(logs["loss"]) == pytest.approx(float(value), rel=1e-6)
+    close(got.params, params)
+
+
+def test_accumulation_of_two_halves_is_the_mean_of_their_gradients(net):
+    model, state, batch = net
+    got, logs = make(model, accumulate_steps=2)(state, batch)
+    halves, current = [], state
+    for i in range(2):  # every second example: each device gives an equal share
+        half = {k: v[i::2] for k, v in batch.items()}
+        value, _, new, _, grads = reference(model, current, half)
+        halves.append((value, grads))
+        current = dataclasses.replace(current, model_state=new)
+    grads = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1])
+    close(got.params, jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads))
+    close(got.model_state, current.model_state)
+    assert float(logs["loss"]) == pytest.approx(float(halves[0][0] + halves[1][0]) / 2, rel=1e-6)
+
+
+def test_ema_moves_towards_parameters_and_statistics_by_one_minus_decay(net):
+    model, state, batch = net
+    ema = {"params": jax.tree.map(jnp.zeros_like, state.params), "model_state": state.model_state}
+    got, _ = make(model, ema_decay=0.75)(dataclasses.replace(state, ema=ema), batch)
+    close(got.ema["params"], jax.tree.map(lambda x: 0.25 * x, got.params))
+    close(
+        got.ema["model_state"],
+        jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.model_state, got.model_state),
+    )
+
+
+def test_random_numbers_follow_from_the_step_alone():
+    run = build.build(tiny_config(**{"augment.device": ()}))
+    batch = build.put(run, 16, next(build.train_batches(run, 0)))
+    step_type = run.abstract_state.step
+
+    def norm(step):
+        state = dataclasses.replace(run.init(), step=jax.device_put(jnp.int32(step), step_type.sharding))
+        return float(run.train_step(state, batch)[1]["grad_norm"])  # the loss is log K: the head starts at zero
+
+    first, again, other = norm(3), norm(3), norm(4)
+    assert first == again
+    assert first != other  # dropout and stochastic depth drew other numbers
+
+
+def test_eval_step_sees_no_randomness_and_running_statistics(net):
+    model, state, batch = net
+    step = jax.jit(step_lib.make_eval_step(model=model, mean=MEAN, std=STD))
+    rows = step(state.variables(), batch)
+    images = (batch["image"].astype(np.float32) / 255 - MEAN[0]) / STD[0]
+    logits = model.apply(state.variables(), images, train=False)
+    np.testing.assert_array_equal(rows["prediction"], np.asarray(logits).argmax(-1))
+    np.testing.assert_allclose(
+        rows["nll"], optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), rtol=1e-5
+    )
