@@ -133,6 +133,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return main(argv)
+    except KeyboardInterrupt:  # before or after training: there the signal is handled and the state saved
+        print("error: interrupted; run the same command again.", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -56,9 +56,10 @@ def base() -> ConfigDict:
     m.mlp_dim = placeholder(int)  # ViT: hidden features of the MLP
     m.pool = placeholder(str)  # ViT: cls | gap | map
     m.pos_embed = placeholder(str)  # ViT: learned | sincos2d
-    m.stem = placeholder(str)  # ResNet: imagenet (7x7 stride 2, max-pool) | small (3x3 stride 1)
+    m.stem = placeholder(str)  # ResNet: imagenet (7x7 stride 2, max pool) | half (3x3 stride 2) | small (3x3 stride 1)
     m.stage_sizes = placeholder(tuple)  # ResNet: blocks per stage
     m.se_ratio = placeholder(float)  # ResNet: squeeze-and-excitation width relative to the block's; 0: none
+    m.shortcut = placeholder(str)  # ResNet, where shapes differ: conv (1x1 and batch norm) | pad (zeros)
     m.modern = placeholder(bool)  # LeNet: ReLU and max-pool instead of tanh and average-pool
     m.dropout = placeholder(float)  # ViT: dropout rate
     m.drop_path = placeholder(float)  # ViT, ResNet: stochastic depth rate of the last block

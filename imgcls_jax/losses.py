@@ -54,7 +54,7 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smooth
 def sigmoid_binary_cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """One binary cross-entropy per class, summed: `-sum_k t_k log s(z_k) + (1 - t_k) log(1 - s(z_k))`, s the sigmoid.
 
-    As an alternative to the softmax for ImageNet: arXiv:2006.07159, section 5, and arXiv:2110.00476. The sum over
+    As an alternative to the softmax for ImageNet: arXiv:2006.07159 and arXiv:2110.00476. The sum over
     classes is big_vision's; timm takes the mean, which is K times smaller.
 
     Args:

@@ -92,7 +92,6 @@ class Sums:
         self.predicted = np.zeros(k, np.int64)  # examples by prediction
         self.correct = np.zeros(k, np.int64)  # right predictions by label
         self.confusion = np.zeros((k, k), np.int64) if k <= MAX_CONFUSION_CLASSES else None
-        self.bin_count = np.zeros(ECE_BINS, np.int64)
         self.bin_correct = np.zeros(ECE_BINS, np.int64)
         self.bin_confidence = np.zeros(ECE_BINS, np.float64)
 
@@ -113,7 +112,7 @@ class Sums:
         prediction, rank, nll, confidence = (
             np.asarray(rows[name])[mask] for name in ("prediction", "rank", "nll", "confidence")
         )
-        if labels.size and not (0 <= labels.min() and labels.max() < k):
+        if labels.size and (labels.min() < 0 or labels.max() >= k):
             raise ValueError(f"labels must be in 0..{k - 1}, got {labels.min()}..{labels.max()}")
         right = prediction == labels
         self.top5 += int((rank < 5).sum())
@@ -126,7 +125,6 @@ class Sums:
         # Bin m holds confidences in (m/15, (m+1)/15]. A NaN goes to bin 0 and makes its sum, and so the ECE, NaN.
         confidence = _quantised(confidence)
         bins = np.clip(np.ceil(np.nan_to_num(confidence) * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-        self.bin_count += np.bincount(bins, minlength=ECE_BINS)
         self.bin_correct += np.bincount(bins[right], minlength=ECE_BINS)
         self.bin_confidence += np.bincount(bins, weights=confidence, minlength=ECE_BINS)
 

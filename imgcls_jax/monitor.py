@@ -103,15 +103,16 @@ class Monitor:
         self.flush(self._total)
 
     def flush(self, until: int) -> None:
-        """Reads the metrics of the pending steps up to `until`, checks every loss, writes the logged ones."""
+        """Reads the metrics of the pending steps up to `until`, checks that each is finite, writes the logged ones."""
         ready = [(step, logs) for step, logs in self._pending if step <= until]
         self._pending = self._pending[len(ready) :]
         for (step, _), logs in zip(ready, jax.device_get([logs for _, logs in ready]), strict=True):
-            if not math.isfinite(logs["loss"]):
-                raise UserError(
-                    f"The loss of step {step} is {logs['loss']}, so the run stopped there; checkpoints from before are "
-                    "kept. Lower optimizer.lr, set optimizer.clip_norm, or look at the data."
-                )
+            for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+                if not math.isfinite(logs[name]):
+                    raise UserError(
+                        f"The {what} of step {step} is {logs[name]}, so the run stopped there; checkpoints from before "
+                        "are kept. Lower optimizer.lr, set optimizer.clip_norm, or look at the data."
+                    )
             if step % self._every == 0 or step == self._total:
                 self._write(step, {name: float(value) for name, value in logs.items()})
 

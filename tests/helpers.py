@@ -80,7 +80,9 @@ def checkpoint_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     for item in ("params", "model_state", "opt_state", "ema"):
         if (folder / item).exists():
             with ocp.PyTreeCheckpointer() as reader:
-                tree = reader.restore(folder.absolute() / item)
+                shapes = reader.metadata(folder.absolute() / item).item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+                tree = reader.restore(folder.absolute() / item, restore_args=as_numpy)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays

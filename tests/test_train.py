@@ -139,7 +139,7 @@ def test_a_diverging_loss_stops_the_run_names_the_step_and_keeps_the_last_good_c
     config = tiny_config(
         total_steps=40, log_every_steps=7, checkpoint_every_steps=5, **{"optimizer.name": "sgd", "optimizer.lr": 1e4}
     )
-    with pytest.raises(UserError, match=r"The loss of step \d+ is (nan|inf)") as error:
+    with pytest.raises(UserError, match=r"The .* of step \d+ is (nan|inf)") as error:
         train.train(config, tmp_path / "w")
     step = int(re.search(r"step (\d+)", str(error.value))[1])
     kept = sorted(int(path.name) for path in (tmp_path / "w/checkpoints").iterdir() if path.name.isdigit())

@@ -8,6 +8,7 @@ path with dots and turning `kernel`, `scale` into `weight` gives timm's name.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -34,6 +35,15 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         raise ConfigError(f"unknown {what} {value!r}: {hint}")
 
 
+def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A float32 parameter broadcast to shape, in dtype.
+
+    Cast after it is broadcast and not before, so that its gradient, a sum over examples and places, is accumulated in
+    float32: in bfloat16 XLA on a CPU gets a bias' gradient over 50,000 places wrong by more than half.
+    """
+    return jnp.broadcast_to(parameter, shape).astype(dtype)
+
+
 class Conv(nn.Module):
     """2-D convolution, [B,H,W,C] -> [B,H',W',features], padded as torch does: `padding` zeros on every side.
 
@@ -41,8 +51,7 @@ class Conv(nn.Module):
     [k, k, C / groups, features], `bias` [features] if asked for.
 
     Two kinds are done as matrix multiplications, because XLA's convolution on a CPU is two to five times slower
-    forward plus backward (a GPU or a TPU does them as matrix multiplications anyway): 1x1, and non-overlapping
-    patches (stride equal to the kernel, no padding).
+    forward plus backward: 1x1, and non-overlapping patches (stride equal to the kernel, no padding).
     """
 
     features: int
@@ -75,7 +84,8 @@ class Conv(nn.Module):
                 feature_group_count=self.groups,
             )
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            x = x + spread(bias, x.shape, self.dtype)
         return x
 
 
@@ -167,6 +177,32 @@ def drop_path_rates(rate: float, depth: int) -> list[float] | list[None]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
+class Dense(nn.Module):
+    """Matrix product and bias: contracts the last `contract` axes of x, appends `features`.
+
+    Parameters: `kernel` [*contracted axes, *features], `bias` [*features]. `kernel_init` sees a matrix, the contracted
+    axes by the new ones.
+    """
+
+    features: tuple[int, ...]
+    contract: int = 1
+    kernel_init: Initializer = xavier_uniform
+    bias_init: Initializer = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-self.contract :]
+
+        def kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return self.kernel_init(key, (math.prod(inputs), math.prod(self.features)), dtype).reshape(shape)
+
+        kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, self.features, jnp.float32)
+        x = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contract)
+        return x + spread(bias, x.shape, self.dtype)
+
+
 class Mlp(nn.Module):
     """Two dense layers with exact GELU between, [B,N,D] -> [B,N,D].
 
@@ -180,11 +216,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         bias_init = nn.initializers.normal(1e-6)
-        dense = {"kernel_init": xavier_uniform, "bias_init": bias_init, "dtype": self.dtype}
         width = x.shape[-1]
-        x = nn.gelu(nn.Dense(self.mlp_dim, name="fc1", **dense)(x), approximate=False)
+        x = Dense((self.mlp_dim,), bias_init=bias_init, dtype=self.dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(width, name="fc2", **dense)(x)
+        return Dense((width,), bias_init=bias_init, dtype=self.dtype, name="fc2")(x)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -195,18 +231,18 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(q, k, v, implementation=None)
 
 
-def heads_projection(parts: int, num_heads: int, head_dim: int, *, dtype: Any, name: str) -> nn.DenseGeneral:
-    """Dense [B,N,D] -> [B,N,parts,H,D/H] with bias; kernel [D, parts, H, D/H], where H is what `model` shards.
+def split_heads(parts: int, num_heads: int, head_dim: int, *, dtype: Any, name: str) -> Dense:
+    """Dense [B,N,D] -> [B,N,parts,H,D/H]; kernel [D, parts, H, D/H], where H is what the mesh axis `model` shards.
 
     Xavier-uniform for each of the `parts` square matrices: the fan-out of the fused one would be `parts` times theirs.
     """
     kernel_init = nn.initializers.variance_scaling((1 + parts) / 2, "fan_avg", "uniform")
-    return nn.DenseGeneral((parts, num_heads, head_dim), kernel_init=kernel_init, dtype=dtype, name=name)
+    return Dense((parts, num_heads, head_dim), kernel_init=kernel_init, dtype=dtype, name=name)
 
 
-def merge_heads(x: jax.Array, features: int, *, dtype: Any, name: str) -> jax.Array:
+def merge_heads(features: int, *, dtype: Any, name: str) -> Dense:
     """Dense [B,N,H,D/H] -> [B,N,D]; kernel [H, D/H, D], bias [D]."""
-    return nn.DenseGeneral(features, axis=(-2, -1), kernel_init=xavier_uniform, dtype=dtype, name=name)(x)
+    return Dense((features,), contract=2, dtype=dtype, name=name)
 
 
 def head_dim(width: int, num_heads: int) -> int:
@@ -229,9 +265,9 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         size = head_dim(width, self.num_heads)
-        qkv = heads_projection(3, self.num_heads, size, dtype=self.dtype, name="qkv")(x)
+        qkv = split_heads(3, self.num_heads, size, dtype=self.dtype, name="qkv")(x)
         x = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return merge_heads(x, width, dtype=self.dtype, name="proj")
+        return merge_heads(width, dtype=self.dtype, name="proj")(x)
 
 
 def classifier(x: jax.Array, num_classes: int, *, kernel_init: Initializer, name: str) -> jax.Array:
@@ -243,4 +279,4 @@ def classifier(x: jax.Array, num_classes: int, *, kernel_init: Initializer, name
     x = x.astype(jnp.float32)
     if num_classes == 0:
         return x
-    return nn.Dense(num_classes, kernel_init=kernel_init, name=name)(x)
+    return Dense((num_classes,), kernel_init=kernel_init, name=name)(x)

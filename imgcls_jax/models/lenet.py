@@ -47,8 +47,8 @@ class LeNet5(nn.Module):
         x = pool(act(conv(6, name="conv1")(x)))
         x = pool(act(conv(16, name="conv2")(x)))
         x = x.reshape(x.shape[0], -1)
-        x = act(nn.Dense(120, kernel_init=init, dtype=self.dtype, name="fc1")(x))
-        x = act(nn.Dense(84, kernel_init=init, dtype=self.dtype, name="fc2")(x))
+        x = act(layers.Dense((120,), kernel_init=init, dtype=self.dtype, name="fc1")(x))
+        x = act(layers.Dense((84,), kernel_init=init, dtype=self.dtype, name="fc2")(x))
         return layers.classifier(x, self.num_classes, kernel_init=init, name="fc3")
 
 

@@ -71,7 +71,8 @@ class ResNet(nn.Module):
       stage_sizes: number of blocks in each stage.
       block: "basic" or "bottleneck".
       width: channels of the stem and inner width of the first stage.
-      stem: "imagenet" (7x7 at stride 2, 3x3 max pool at stride 2) or "small" (3x3 at stride 1, no pool).
+      stem: "imagenet" (7x7 at stride 2, 3x3 max pool at stride 2), "half" (3x3 at stride 2, no pool) or "small" (3x3 at
+        stride 1, no pool).
       shortcut: where shapes differ, "conv" (1x1 and batch norm, option B of the paper) or "pad" (zeros for the new
         channels, option A: no parameters).
       se_ratio: inner width of squeeze-and-excitation relative to the block's output; 0 is none.
@@ -118,13 +119,13 @@ class ResNet(nn.Module):
 
     def _check(self) -> None:
         layers.check_choice("block", self.block, EXPANSION)
-        layers.check_choice("stem", self.stem, ("imagenet", "small"))
+        layers.check_choice("stem", self.stem, ("imagenet", "half", "small"))
         layers.check_choice("shortcut", self.shortcut, ("conv", "pad"))
         if not self.stage_sizes or min(self.stage_sizes) < 1:
             raise ConfigError(f"stage_sizes is {self.stage_sizes}: it must hold at least one block for each stage")
 
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
-        k, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        k, stride = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}[self.stem]
         x = conv_bn_act(images, self.width, k, stride=stride, names=("conv1", "bn1"), train=train, dtype=self.dtype)
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch

@@ -54,11 +54,12 @@ class AttentionPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         size = layers.head_dim(width, self.num_heads)
-        latent = self.param("latent", layers.xavier_uniform, (1, 1, width), jnp.float32).astype(self.dtype)
-        q = layers.heads_projection(1, self.num_heads, size, dtype=self.dtype, name="q")(latent)[:, :, 0]
-        kv = layers.heads_projection(2, self.num_heads, size, dtype=self.dtype, name="kv")(x)
-        q = jnp.broadcast_to(q, (x.shape[0], *q.shape[1:]))
-        x = layers.merge_heads(layers.attention(q, kv[:, :, 0], kv[:, :, 1]), width, dtype=self.dtype, name="proj")
+        latent = self.param("latent", layers.xavier_uniform, (1, 1, width), jnp.float32)
+        latent = layers.spread(latent, (x.shape[0], 1, width), self.dtype)
+        q = layers.split_heads(1, self.num_heads, size, dtype=self.dtype, name="q")(latent)[:, :, 0]
+        kv = layers.split_heads(2, self.num_heads, size, dtype=self.dtype, name="kv")(x)
+        x = layers.attention(q, kv[:, :, 0], kv[:, :, 1])
+        x = layers.merge_heads(width, dtype=self.dtype, name="proj")(x)
         y = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
         return (x + layers.Mlp(self.mlp_dim, dtype=self.dtype, name="mlp")(y, train=False))[:, 0]
 
@@ -151,15 +152,15 @@ class ViT(nn.Module):
         x = x.reshape(batch, height * width, features)
         has_cls = self.pool == "cls"
         if has_cls:
-            token = self.param("cls_token", nn.initializers.zeros, (1, 1, features), jnp.float32).astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (batch, 1, features)), x], axis=1)
+            token = self.param("cls_token", nn.initializers.zeros, (1, 1, features), jnp.float32)
+            x = jnp.concatenate([layers.spread(token, (batch, 1, features), self.dtype), x], axis=1)
         if self.pos_embed == "learned":
             init = nn.initializers.normal(features**-0.5)
             positions = self.param("pos_embed", init, (1, x.shape[1], features), jnp.float32)
         else:
             fixed = sincos2d(height, width, features)
             positions = jnp.asarray(np.pad(fixed, ((0, 0), (int(has_cls), 0), (0, 0))))
-        return x + positions.astype(self.dtype)
+        return x + layers.spread(positions, x.shape, self.dtype)
 
     def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
         # Under scan the compiler cannot undo the recomputation, so it need not be kept from trying (prevent_cse).

@@ -1,0 +1,116 @@
+"""What a program does once, before JAX touches a device: the compilation cache, and joining the other processes."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imgcls_jax.types import ConfigError
+
+# Programs that compile faster than this many seconds are not worth a file.
+_MIN_COMPILE_SECONDS = 0.2
+
+
+def initialize() -> None:
+    """Sets JAX up for this process; every binary calls it once, before anything that uses a device.
+
+    Compiled programs are kept between runs, in JAX_COMPILATION_CACHE_DIR if that is set (empty: not at all), else in
+    imgcls_jax/xla under XDG_CACHE_HOME or ~/.cache. It is safe to delete at any time.
+
+    In a run of several processes (see `cluster_arguments`) this waits until all of them are there.
+    """
+    import jax
+
+    _use_compilation_cache()
+    arguments = cluster_arguments(os.environ)
+    if arguments is not None:
+        jax.distributed.initialize(**arguments)
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process that writes logs and files; call it after `initialize`."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where compiled programs are kept unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    root = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "imgcls_jax" / "xla"
+
+
+def cluster_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What to call `jax.distributed.initialize` with, or None when this process runs alone.
+
+    In this order:
+    - JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, as launch/local.py and Kubernetes manifests set
+      them, are passed on;
+    - a Slurm step of several tasks, and a Cloud TPU slice of several hosts: JAX finds the coordinator by itself.
+
+    Raises:
+      ConfigError: one of the three is missing, or not a number where it must be.
+    """
+    if "JAX_NUM_PROCESSES" in environment or "JAX_PROCESS_ID" in environment:
+        return _explicit_arguments(environment)
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or _may_be_tpu_slice(environment):
+        return {}
+    return None
+
+
+def _explicit_arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = [environment.get(name, "") for name in names]
+    address, count, number = values
+    if not (address and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+        raise ConfigError(
+            f"cannot join the other processes: need {', '.join(names)} in the environment as HOST:PORT, N and a number "
+            f"from 0 to N-1, got {', '.join(map(repr, values))}."
+        )
+    if int(count) == 1:
+        return None
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(number),
+        # Else, inside a Slurm job, JAX would hide all GPUs but one from processes that Slurm did not start.
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _may_be_tpu_slice(environment: Mapping[str, str]) -> bool:
+    """Whether this may be one host of several that share a Cloud TPU.
+
+    GKE names the hosts in the environment. A plain TPU VM does not, so whoever has TPU chips and may ask the metadata
+    server lets JAX ask it: on a single host the answer is one process, which does no harm.
+    """
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if (platforms and "tpu" not in platforms) or importlib.util.find_spec("libtpu") is None:
+        return False
+    if int(environment.get("MEGASCALE_NUM_SLICES", "1")) > 1:
+        return True
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if hosts:
+        return "," in hosts
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and "TPU_SKIP_MDS_QUERY" not in environment
+
+
+def _use_compilation_cache() -> None:
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache_folder(os.environ)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # a read-only home: compile every time, as without a cache
+        if not os.access(folder, os.W_OK):
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
