@@ -3,7 +3,7 @@
 | DATA | model | recipe | cost | test top-1 |
 | --- | --- | --- | --- | --- |
 | digits | 3 stages of 1 block, 16-32-64 | SGD, 40 epochs | 1 minute, 2 CPU cores | 0.98 to 0.99 |
-| fashion_mnist, mnist | 3 stages of 1 block, 16-32-64 | SGD, 12 epochs | 11 minutes, 2 CPU cores | see README |
+| fashion_mnist, mnist | 3 stages of 2, 32-64-128, half size | Muon, 8 epochs | 8 minutes, 2 CPU cores | see README |
 | cifar10, cifar100 | ResNet-18, 3x3 stem | SGD, 100 epochs | GPU; not yet measured | about 0.95, 0.77 |
 | imagenet2012 | ResNet-50 v1.5 | arXiv:1706.02677, 90 epochs | GPU or TPU; not yet measured | 0.763 published |
 | folder:PATH | ResNet-50 v1.5 | as ImageNet, 100 epochs of batch 64 | GPU | |
@@ -20,7 +20,7 @@ def get_config(arg="digits"):
     config.choose(
         {
             "digits": digits,
-            "mnist": fashion_mnist,
+            "mnist": mnist,
             "fashion_mnist": fashion_mnist,
             "cifar10": cifar,
             "cifar100": cifar,
@@ -41,12 +41,19 @@ def digits(c):
 
 
 def fashion_mnist(c):
-    """28x28 grey images, a net that two CPU cores train in minutes."""
-    c.model.update(name="resnet20", stage_sizes=(1, 1, 1))
-    c.batch_size, c.total_epochs, c.eval_every_steps = 128, 12.0, 938
-    c.optimizer.update(lr=0.2, weight_decay=5e-4)
-    c.schedule.warmup_epochs = 2.0
+    """28x28 grey images, halved by the stem; two CPU cores do it in under twelve minutes."""
+    c.model.update(name="resnet20", stage_sizes=(2, 2, 2), width=32, stem="half", shortcut="conv")
+    c.augment.device = ("flip()",)
+    c.batch_size, c.total_epochs, c.eval_every_steps = 256, 8.0, 468
+    c.optimizer.update(name="muon", lr=0.01, weight_decay=0.02)
+    c.schedule.update(name="linear", warmup_epochs=0.5)
     c.loss.label_smoothing = 0.1
+
+
+def mnist(c):
+    """The same net; digits must not be mirrored."""
+    fashion_mnist(c)
+    c.augment.device = ("pad_and_crop(1)",)
 
 
 def cifar(c):
