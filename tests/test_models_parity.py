@@ -1,53 +1,35 @@
-"""Logits equal to timm's, from random timm weights with perturbed batch-norm statistics.
+"""Logits equal to the reference's (timm, torchvision) from its random weights, and the weights back bit for bit.
 
-Needs the extra `parity`; run with `pytest -m parity`.
+Needs the extra `parity`; `pytest -m "parity and not slow"` runs one model a family, `pytest -m parity` all of them.
 """
 
+import dataclasses
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo import COUNTS, FAST
 
-from imgcls_jax import models
+from imgcls_jax import models, pretrained
 
 pytestmark = pytest.mark.parity
 
-# Names whose last part differs from timm's; everything else is the path joined with dots.
-LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+REFERENCED = [name for name, variant in models.MODELS.items() if variant.reference]
+# Largest difference over largest logit; the deepest collect more rounding.
+TOLERANCE = {}
 
 
-@pytest.fixture(scope="module")
-def timm():
-    """The library. The CUDA build of torchvision does not import on a CPU build of torch: two schemas are missing."""
-    import torch
+def reference(name, **kwargs):
+    """The model of the library that the variant names, in evaluation mode."""
+    if models.MODELS[name].reference == "timm":
+        import timm
 
-    library = None
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
+        return timm.create_model(name, **kwargs).eval()
+    import torchvision
 
-    yield timm
-    del library  # which would have undeclared them had it gone earlier
-
-
-def from_timm(state, shapes):
-    """Our variables, shaped as `shapes`, from a timm state dict; every tensor of it must be used."""
-    state = {k: v.numpy() for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-    def leaf(path, shape):
-        *modules, name = (key.key for key in path[1:])
-        tensor = state.pop(".".join([*modules, LEAVES.get(name, name)]))
-        if name == "kernel":  # outputs first in torch, last here
-            tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-        return jnp.asarray(tensor.reshape(shape.shape))
-
-    variables = jax.tree_util.tree_map_with_path(leaf, shapes)
-    assert not state, f"unused: {sorted(state)}"
-    return variables
+    kwargs |= {"init_weights": False} if name.startswith(("googlenet", "vgg")) else {}
+    return torchvision.models.get_model(name, weights=None, **kwargs).eval()
 
 
 def randomise(model, torch):
@@ -61,35 +43,50 @@ def randomise(model, torch):
                 noise = torch.randn(tensor.shape, generator=generator)
                 if tensor.ndim == 1 and name.endswith("weight"):
                     tensor.copy_(1 + 0.2 * noise)
-                elif tensor.ndim == 1 or name in ("pos_embed", "cls_token"):
+                elif tensor.ndim == 1 or name.endswith(("pos_embed", "_token", "gamma")):
                     tensor.copy_(0.2 * noise)
                 else:
                     tensor.copy_(noise / tensor[0].numel() ** 0.5)
 
 
+def side(name):
+    """Pixels: what learned positions ask for, else few, and odd: that puts paddings of all kinds to the test."""
+    size = models.MODELS[name].preprocessing.image_size
+    return size if "vit" in name or "deit" in name or "mixer" in name else 129
+
+
 @pytest.mark.parametrize(
-    ("name", "timm_args", "our_args"),
-    [
-        ("resnet18", {}, {}),
-        ("resnet50", {}, {}),
-        ("seresnet50", {}, {}),
-        ("vit_tiny_patch16_224", {}, {}),
-        ("vit_tiny_patch16_224", {"global_pool": "map", "class_token": False}, {"pool": "map"}),
-    ],
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in REFERENCED]
 )
-def test_logits_equal_timm(timm, name, timm_args, our_args):
-    import torch
-
-    reference = timm.create_model(name, num_classes=1000, **timm_args).eval()
-    randomise(reference, torch)
-    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
+def test_logits_equal_the_reference_and_weights_come_back(torch, name):
+    net = reference(name, num_classes=models.MODELS[name].num_classes)
+    assert sum(p.numel() for p in net.parameters()) == COUNTS[name]
+    randomise(net, torch)
+    size = side(name)
+    images = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
-        expected = reference(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        expected = net(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
 
-    model = models.build(name, num_classes=1000, **our_args)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = from_timm(reference.state_dict(), shapes)
-    got = np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
+    tensors = {k: v.numpy() for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    variables = pretrained.from_state_dict(name, tensors)
+    model = models.build(name, num_classes=1000)
+    got = np.asarray(jax.jit(functools.partial(model.apply, train=False))(variables, images))
     assert np.std(expected) > 0.1  # the comparison would mean little on a net that says nothing
     error = np.abs(got - expected).max() / np.abs(expected).max()
-    assert error < 1e-4
+    assert error < TOLERANCE.get(name, 1e-4)
+
+    back = pretrained.to_state_dict(name, variables)
+    assert back.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(back[key], tensor, err_msg=key)
+
+
+@pytest.mark.parametrize("name", [n for n in REFERENCED if models.MODELS[n].reference == "timm"])
+def test_preprocessing_is_that_of_the_default_weights(torch, name):
+    import timm
+
+    theirs = timm.get_pretrained_cfg(name)
+    ours = dataclasses.asdict(models.MODELS[name].preprocessing)
+    keys = ("mean", "std", "interpolation", "crop_pct")
+    assert {k: ours[k] for k in keys} == {k: getattr(theirs, k) for k in keys}
+    assert ours["image_size"] == theirs.input_size[-1]

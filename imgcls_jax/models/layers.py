@@ -7,16 +7,17 @@ path with dots and turning `kernel`, `scale` into `weight` gives timm's name.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from imgcls_jax.models.depthwise import Pads, depthwise
 from imgcls_jax.types import ConfigError
 
 Initializer = Callable[..., jax.Array]
@@ -24,15 +25,6 @@ Initializer = Callable[..., jax.Array]
 # He et al. (arXiv:1502.01852) with fan-out, the one of torchvision's and timm's residual networks.
 he_fan_out: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform: Initializer = nn.initializers.xavier_uniform()
-
-
-def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ConfigError, naming the nearest choice (all of them when none is near), unless value is one of choices."""
-    choices = sorted(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
-        raise ConfigError(f"unknown {what} {value!r}: {hint}")
 
 
 def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -47,19 +39,22 @@ def spread(parameter: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
 class Conv(nn.Module):
     """2-D convolution, [B,H,W,C] -> [B,H',W',features], padded as torch does: `padding` zeros on every side.
 
-    `padding=None` is kernel_size // 2, which keeps the size at stride 1 for odd kernels. Parameters: `kernel`
-    [k, k, C / groups, features], `bias` [features] if asked for.
+    `padding=None` is kernel_size // 2, which keeps the size at stride 1 for odd kernels; "SAME" is TensorFlow's, which
+    may add one more zero below and right than above and left. Parameters: `kernel` [k, k, C / groups, features],
+    `bias` [features] if asked for. With `standardise`, an epsilon, it convolves with the standardised kernel.
 
     Two kinds are done as matrix multiplications, because XLA's convolution on a CPU is two to five times slower
-    forward plus backward: 1x1, and non-overlapping patches (stride equal to the kernel, no padding).
+    forward plus backward: 1x1, and non-overlapping patches (stride equal to the kernel, no padding). Depthwise ones
+    (as many groups as channels and features) are done as `depthwise` says.
     """
 
     features: int
     kernel_size: int
     stride: int = 1
-    padding: int | None = None
+    padding: int | str | None = None
     groups: int = 1
     use_bias: bool = False
+    standardise: float | None = None
     kernel_init: Initializer = he_fan_out
     dtype: Any = jnp.float32
 
@@ -68,18 +63,24 @@ class Conv(nn.Module):
         k, s = self.kernel_size, self.stride
         pad = k // 2 if self.padding is None else self.padding
         shape = (k, k, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if k == 1 and pad == 0:
-            x, s = x[:, ::s, ::s], 1
-        if s == k and pad == 0 and self.groups == 1 and x.shape[1] % k == 0 and x.shape[2] % k == 0:
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        if self.standardise is not None:
+            kernel = standardised(kernel, self.standardise)
+        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
+        whole = x.shape[1] % k == 0 and x.shape[2] % k == 0
+        if k == 1 and pad in (0, "SAME"):
+            x, s, pad = x[:, ::s, ::s], 1, 0
+        pads = _pads(x.shape[1:3], k, s, pad)
+        if s == k and whole and pad in (0, "SAME") and self.groups == 1:
             x = _patches_matmul(x, kernel)
+        elif self.groups == x.shape[-1] == self.features and k > 1:
+            x = depthwise(x, kernel, s, pads)
         else:
             x = lax.conv_general_dilated(
                 x,
                 kernel,
                 window_strides=(s, s),
-                padding=((pad, pad), (pad, pad)),
+                padding=pads,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
@@ -87,6 +88,45 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             x = x + spread(bias, x.shape, self.dtype)
         return x
+
+
+def standardised(kernel: jax.Array, epsilon: float) -> jax.Array:
+    """Kernel [k,k,C,F] at mean 0, variance 1 for each of F outputs: weight standardisation (arXiv:1903.10520)."""
+    # As a matrix: for a large 1x1 kernel XLA's gradient of sums over three axes takes a hundred times as long on a CPU.
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    rows = rows - jnp.mean(rows, axis=0)
+    return (rows * lax.rsqrt(jnp.mean(jnp.square(rows), axis=0) + epsilon)).reshape(kernel.shape)
+
+
+def patches(images: jax.Array, features: int, patch_size: int, *, dtype: Any, name: str) -> jax.Array:
+    """Images [B,H,W,C] -> linearly embedded patches [B,H/patch_size,W/patch_size,features].
+
+    Called inside a compact `__call__`; the convolution becomes a submodule called `name`, LeCun-normal. Raises
+    ConfigError if the patches do not divide the image.
+    """
+    height, width = images.shape[1:3]
+    if height % patch_size or width % patch_size:
+        raise ConfigError(
+            f"patch_size={patch_size} does not divide the image size {height}x{width}: change one of them"
+        )
+    return Conv(
+        features,
+        patch_size,
+        stride=patch_size,
+        padding=0,
+        use_bias=True,
+        kernel_init=nn.initializers.lecun_normal(),
+        dtype=dtype,
+        name=name,
+    )(images)
+
+
+def _pads(sides: tuple[int, ...], k: int, stride: int, padding: int | str) -> Pads:
+    """Zeros ((above, below), (left, right))."""
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    rows, columns = lax.padtype_to_pads(sides, (k, k), (stride, stride), padding)
+    return rows, columns
 
 
 def _patches_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -100,6 +140,33 @@ def _patches_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x.reshape(batch, h, w, features)
 
 
+def batch_norm(
+    x: jax.Array,
+    *,
+    name: str,
+    train: bool,
+    dtype: Any,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    scale_init: Initializer = nn.initializers.ones,
+) -> jax.Array:
+    """Batch norm as torch's, called inside a compact `__call__`: [B,H,W,C] -> the same.
+
+    Running statistics keep `momentum` of themselves a step (torch's momentum is 1 minus it); under jit with a sharded
+    batch the statistics are the global batch's. (Running variances are the biased ones, torch's unbiased; the weights
+    convert unchanged.)
+    """
+    norm = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=epsilon,
+        dtype=dtype,
+        scale_init=scale_init,
+        name=name,
+    )
+    return norm(x)
+
+
 def conv_bn_act(
     x: jax.Array,
     features: int,
@@ -109,43 +176,68 @@ def conv_bn_act(
     train: bool,
     dtype: Any,
     stride: int = 1,
+    padding: int | str | None = None,
+    groups: int = 1,
+    use_bias: bool = False,
     act: Callable[[jax.Array], jax.Array] | None = nn.relu,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
     scale_init: Initializer = nn.initializers.ones,
+    kernel_init: Initializer = he_fan_out,
 ) -> jax.Array:
-    """Convolution without bias, batch norm, activation: [B,H,W,C] -> [B,H',W',features].
+    """Convolution, batch norm, activation: [B,H,W,C] -> [B,H',W',features].
 
     A function, called inside a compact `__call__`, so that the two become submodules of the caller called `names`
-    side by side (`conv1`, `bn1`) as in timm and torchvision. Batch norm as torch's: running statistics keep 0.9 of
-    themselves a step, epsilon 1e-5; under jit with a sharded batch the statistics are the global batch's. (Running
-    variances are the biased ones, torch's unbiased; the weights convert unchanged.)
+    side by side (`conv1`, `bn1`) as in timm and torchvision.
     """
     conv, bn = names
-    x = Conv(features, kernel_size, stride=stride, dtype=dtype, name=conv)(x)
-    norm = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, scale_init=scale_init, name=bn
-    )
-    x = norm(x)
+    x = Conv(
+        features,
+        kernel_size,
+        stride=stride,
+        padding=padding,
+        groups=groups,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=conv,
+    )(x)
+    x = batch_norm(x, name=bn, train=train, dtype=dtype, epsilon=epsilon, momentum=momentum, scale_init=scale_init)
     return x if act is None else act(x)
+
+
+def make_divisible(value: float, divisor: int = 8, *, round_limit: float = 0.9) -> int:
+    """`value` rounded to a multiple of `divisor`, at least one; up where rounding down would lose over 1 - round_limit.
+
+    The rule of MobileNet and all that follow it (timm's `make_divisible`).
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < round_limit * value else rounded
 
 
 class SE(nn.Module):
     """Squeeze-and-excitation (arXiv:1709.01507), [B,H,W,C] -> the same: channels scaled by what the whole image says.
 
-    The inner width is C * ratio rounded to a multiple of 8, at least 8, as timm's `SEModule`. `fc1` and `fc2` are
-    1x1 convolutions with bias, again as timm's.
+    Attributes:
+      inner: channels of the bottleneck.
+      names: of its two 1x1 convolutions with bias: timm's `SEModule` has `fc1` and `fc2`.
+      act, gate: after the first and after the second.
     """
 
-    ratio: float = 1 / 16
+    inner: int
+    names: tuple[str, str] = ("fc1", "fc2")
+    act: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    kernel_init: Initializer = he_fan_out
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
-        inner = max(8, int(channels * self.ratio + 4) // 8 * 8)
+        reduce, expand = self.names
+        common: dict[str, Any] = {"use_bias": True, "kernel_init": self.kernel_init, "dtype": self.dtype}
         s = jnp.mean(x, axis=(1, 2), keepdims=True)  # [B,1,1,C]
-        s = nn.relu(Conv(inner, 1, use_bias=True, dtype=self.dtype, name="fc1")(s))
-        s = Conv(channels, 1, use_bias=True, dtype=self.dtype, name="fc2")(s)
-        return x * nn.sigmoid(s)
+        s = self.act(Conv(self.inner, 1, name=reduce, **common)(s))
+        return x * self.gate(Conv(x.shape[-1], 1, name=expand, **common)(s))
 
 
 class DropPath(nn.Module):
@@ -204,23 +296,25 @@ class Dense(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with exact GELU between, [B,N,D] -> [B,N,D].
+    """Two dense layers with exact GELU between, [...,D] -> [...,D].
 
     Parameters: `fc1/kernel` [D, F], `fc2/kernel` [F, D]. Initialisation: Xavier-uniform kernels, biases N(0, 1e-6).
     """
 
     mlp_dim: int
     dropout: float = 0.0
+    kernel_init: Initializer = xavier_uniform
+    bias_init: Initializer = nn.initializers.normal(1e-6)
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        bias_init = nn.initializers.normal(1e-6)
+        common: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init, "dtype": self.dtype}
         width = x.shape[-1]
-        x = Dense((self.mlp_dim,), bias_init=bias_init, dtype=self.dtype, name="fc1")(x)
+        x = Dense((self.mlp_dim,), name="fc1", **common)(x)
         x = nn.gelu(x, approximate=False)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return Dense((width,), bias_init=bias_init, dtype=self.dtype, name="fc2")(x)
+        return Dense((width,), name="fc2", **common)(x)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -252,6 +346,10 @@ def head_dim(width: int, num_heads: int) -> int:
     return width // num_heads
 
 
+# The modules that `split_heads` makes are called one of these: their 4-axis kernels are not convolutions'.
+SPLITS = ("qkv", "q", "kv")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with qkv bias, [B,N,D] -> [B,N,D].
 
@@ -268,6 +366,34 @@ class Attention(nn.Module):
         qkv = split_heads(3, self.num_heads, size, dtype=self.dtype, name="qkv")(x)
         x = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return merge_heads(width, dtype=self.dtype, name="proj")(x)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """[B,H,W,C] -> [B,C*H*W] in torch's order, so that the dense layer after it has torch's weights."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Means over height x width windows that cover x [B,H,W,C], as torch's AdaptiveAvgPool2d: [B,height,width,C].
+
+    Window i of n over N places reaches from floor(i * N / n) to ceil((i + 1) * N / n): where n does not divide N
+    windows overlap, and where it is larger places repeat. Raises ConfigError if x is empty, which is what strides
+    make of an image that is too small.
+    """
+    if 0 in x.shape[1:3]:
+        raise ConfigError("the image is too small: after the strides of this model nothing is left of it")
+    return _adaptive_means(_adaptive_means(x, 1, height), 2, width)
+
+
+def _adaptive_means(x: jax.Array, axis: int, size: int) -> jax.Array:
+    old = x.shape[axis]
+    if old % size == 0:
+        return jnp.mean(x.reshape(*x.shape[:axis], size, old // size, *x.shape[axis + 1 :]), axis=axis + 1)
+    window, place = np.arange(size)[:, None], np.arange(old)
+    inside = (place >= window * old // size) & (place < -(-(window + 1) * old // size))
+    weights = (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    means = jnp.tensordot(x.astype(jnp.float32), weights, axes=(axis, 1), precision=lax.Precision.HIGHEST)
+    return jnp.moveaxis(means, -1, axis).astype(x.dtype)
 
 
 def classifier(x: jax.Array, num_classes: int, *, kernel_init: Initializer, name: str) -> jax.Array:

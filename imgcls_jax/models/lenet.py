@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.variant import Layout, Preprocessing, Variant
 
 FIELD = 32  # pixels: the paper centres its 28x28 digits in a 32x32 field
 
@@ -56,3 +57,15 @@ def _centre(images: jax.Array) -> jax.Array:
     """Zeros around images [B,H,W,C] whose sides are shorter than FIELD."""
     margins = [max(0, FIELD - side) for side in images.shape[1:3]]
     return jnp.pad(images, ((0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)))
+
+
+VARIANTS = {
+    "lenet5": Variant(
+        LeNet5,
+        {},
+        Layout(stem="conv1", heads=("fc3",)),
+        preprocessing=Preprocessing(mean=(0.1307,), std=(0.3081,), crop_pct=1.0, image_size=28),
+        channels=1,
+        num_classes=10,
+    ),
+}

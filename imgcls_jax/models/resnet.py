@@ -1,5 +1,6 @@
-"""Residual networks (He et al., arXiv:1512.03385) in their v1.5 form, with squeeze-and-excitation if asked for.
+"""Residual networks (He et al., arXiv:1512.03385) in their v1.5 form and what came of them.
 
+Wide ones (arXiv:1605.07146), ResNeXt (arXiv:1611.05431) and squeeze-and-excitation (arXiv:1709.01507) are options.
 Names and layouts follow timm: `conv1`, `bn1`, `layer1.0/conv1`, ..., `layer1.0/downsample.0`, `fc`.
 """
 
@@ -14,7 +15,8 @@ from flax import linen as nn
 
 from imgcls_jax.models import layers
 from imgcls_jax.models.layers import conv_bn_act
-from imgcls_jax.types import ConfigError
+from imgcls_jax.models.variant import SMALL, Layout, Preprocessing, Variant
+from imgcls_jax.types import ConfigError, check_choice
 
 EXPANSION = {"basic": 1, "bottleneck": 4}  # a block's output channels in units of its inner width
 
@@ -22,11 +24,14 @@ EXPANSION = {"basic": 1, "bottleneck": 4}  # a block's output channels in units 
 class ResidualBlock(nn.Module):
     """One residual block, [B,H,W,C] -> [B,H/stride,W/stride,width * EXPANSION[kind]].
 
-    `basic` is 3x3, 3x3; `bottleneck` is 1x1, 3x3, 1x1 with the stride in the 3x3 (v1.5).
+    `basic` is 3x3, 3x3; `bottleneck` is 1x1, 3x3, 1x1 with the stride in the 3x3 (v1.5), whose 3x3 has `inner` channels
+    in `groups` groups.
     """
 
     kind: str
     width: int
+    inner: int
+    groups: int
     stride: int
     shortcut: str
     se_ratio: float
@@ -45,11 +50,13 @@ class ResidualBlock(nn.Module):
             x = conv_bn_act(x, self.width, 3, stride=self.stride, names=("conv1", "bn1"), **common)
             x = conv_bn_act(x, out, 3, names=("conv2", "bn2"), **last)
         else:
-            x = conv_bn_act(x, self.width, 1, names=("conv1", "bn1"), **common)
-            x = conv_bn_act(x, self.width, 3, stride=self.stride, names=("conv2", "bn2"), **common)
+            middle: dict[str, Any] = {"stride": self.stride, "groups": self.groups, **common}
+            x = conv_bn_act(x, self.inner, 1, names=("conv1", "bn1"), **common)
+            x = conv_bn_act(x, self.inner, 3, names=("conv2", "bn2"), **middle)
             x = conv_bn_act(x, out, 1, names=("conv3", "bn3"), **last)
         if self.se_ratio:
-            x = layers.SE(self.se_ratio, dtype=self.dtype, name="se")(x)
+            inner = layers.make_divisible(out * self.se_ratio, round_limit=0.0)
+            x = layers.SE(inner, dtype=self.dtype, name="se")(x)
         x = layers.DropPath()(x, self.drop_path, train=train)
         return nn.relu(x + shortcut)
 
@@ -70,7 +77,9 @@ class ResNet(nn.Module):
       num_classes: K; 0 gives pooled features.
       stage_sizes: number of blocks in each stage.
       block: "basic" or "bottleneck".
-      width: channels of the stem and inner width of the first stage.
+      width: channels of the stem; a block of stage i puts out width * 2**i channels, a bottleneck four times as many.
+      groups: of a bottleneck's 3x3 convolution.
+      base_width: channels of each of these groups in the first stage where `width` is 64, in proportion elsewhere.
       stem: "imagenet" (7x7 at stride 2, 3x3 max pool at stride 2), "half" (3x3 at stride 2, no pool) or "small" (3x3 at
         stride 1, no pool).
       shortcut: where shapes differ, "conv" (1x1 and batch norm, option B of the paper) or "pad" (zeros for the new
@@ -88,6 +97,8 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     block: str = "bottleneck"
     width: int = 64
+    groups: int = 1
+    base_width: int = 64
     stem: str = "imagenet"
     shortcut: str = "conv"
     se_ratio: float = 0.0
@@ -102,10 +113,13 @@ class ResNet(nn.Module):
         x = self._stem(images, train)
         rates = iter(layers.drop_path_rates(self.drop_path, sum(self.stage_sizes)))
         for stage, size in enumerate(self.stage_sizes):
+            width = self.width * 2**stage
             for i in range(size):
                 x = ResidualBlock(
                     kind=self.block,
-                    width=self.width * 2**stage,
+                    width=width,
+                    inner=width * self.base_width // 64 * self.groups,
+                    groups=self.groups,
                     stride=2 if stage > 0 and i == 0 else 1,
                     shortcut=self.shortcut,
                     se_ratio=self.se_ratio,
@@ -118,11 +132,13 @@ class ResNet(nn.Module):
         return layers.classifier(x, self.num_classes, kernel_init=nn.initializers.normal(0.01), name="fc")
 
     def _check(self) -> None:
-        layers.check_choice("block", self.block, EXPANSION)
-        layers.check_choice("stem", self.stem, ("imagenet", "half", "small"))
-        layers.check_choice("shortcut", self.shortcut, ("conv", "pad"))
+        check_choice("block", self.block, EXPANSION)
+        check_choice("stem", self.stem, ("imagenet", "half", "small"))
+        check_choice("shortcut", self.shortcut, ("conv", "pad"))
         if not self.stage_sizes or min(self.stage_sizes) < 1:
             raise ConfigError(f"stage_sizes is {self.stage_sizes}: it must hold at least one block for each stage")
+        if self.block == "basic" and (self.groups, self.base_width) != (1, 64):
+            raise ConfigError("groups and base_width are of bottlenecks: with block='basic' leave them at 1 and 64")
 
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
         k, stride = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}[self.stem]
@@ -130,3 +146,61 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
         return x
+
+
+# transformers' ResNetForImageClassification: what its modules are called here.
+_TRANSFORMERS = (
+    (r"^resnet\.", ""),
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    *((rf"^encoder\.stages\.{i}\.layers\.", f"layer{i + 1}.") for i in range(4)),
+    *((rf"\.layer\.{i}\.convolution\.", f".conv{i + 1}.") for i in range(3)),
+    *((rf"\.layer\.{i}\.normalization\.", f".bn{i + 1}.") for i in range(3)),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"^classifier\.1\.", "fc."),
+)
+LAYOUT = Layout(stem="conv1", heads=("fc",), aliases=_TRANSFORMERS)
+BICUBIC = Preprocessing(interpolation="bicubic")  # at crop 0.875
+BICUBIC_95 = Preprocessing(interpolation="bicubic", crop_pct=0.95)
+
+
+def _variant(
+    stage_sizes: tuple[int, ...],
+    top1: float | None = None,
+    tag: str = "",
+    preprocessing: Preprocessing = BICUBIC_95,
+    **fields: Any,
+) -> Variant:
+    """timm's model, whose default weights have this tag and, with this preprocessing, this accuracy."""
+    source = f"timm results-imagenet.csv, {tag}" if tag else ""
+    fields = {"stage_sizes": stage_sizes, **fields}
+    return Variant(ResNet, fields, LAYOUT, reference="timm", preprocessing=preprocessing, top1=top1, source=source)
+
+
+def _small(blocks: int) -> Variant:
+    """Section 4.2 of arXiv:1512.03385: 3 stages of 16-32-64 channels for 32x32 images, option A shortcuts."""
+    fields = {"stage_sizes": (blocks,) * 3, "block": "basic", "width": 16, "stem": "small", "shortcut": "pad"}
+    return Variant(ResNet, fields, LAYOUT, preprocessing=SMALL, num_classes=10)
+
+
+VARIANTS = {
+    "resnet20": _small(3),
+    "resnet32": _small(5),
+    "resnet56": _small(9),
+    # Table 1 of arXiv:1512.03385.
+    "resnet18": _variant((2, 2, 2, 2), 0.71504, "a1_in1k", block="basic"),
+    "resnet34": _variant((3, 4, 6, 3), 0.76420, "a1_in1k", block="basic"),
+    "resnet50": _variant((3, 4, 6, 3), 0.80382, "a1_in1k"),
+    "resnet101": _variant((3, 4, 23, 3), 0.81950, "a1h_in1k"),
+    "resnet152": _variant((3, 8, 36, 3), 0.82818, "a1h_in1k"),
+    # WRN-50-2-bottleneck of arXiv:1605.07146: twice as wide inside the blocks. Table 1 of arXiv:1611.05431.
+    "wide_resnet50_2": _variant((3, 4, 6, 3), 0.81466, "racm_in1k", BICUBIC, base_width=128),
+    "resnext50_32x4d": _variant((3, 4, 6, 3), 0.81140, "a1h_in1k", groups=32, base_width=4),
+    # Table 1 of arXiv:1709.01507 and the same of the others above; timm has weights for one.
+    "seresnet18": _variant((2, 2, 2, 2), preprocessing=BICUBIC, block="basic", se_ratio=1 / 16),
+    "seresnet34": _variant((3, 4, 6, 3), preprocessing=BICUBIC, block="basic", se_ratio=1 / 16),
+    "seresnet50": _variant((3, 4, 6, 3), 0.80012, "a1_in1k", se_ratio=1 / 16),
+    "seresnet101": _variant((3, 4, 23, 3), preprocessing=BICUBIC, se_ratio=1 / 16),
+    "seresnet152": _variant((3, 8, 36, 3), preprocessing=BICUBIC, se_ratio=1 / 16),
+}
