@@ -16,7 +16,8 @@ from imgcls_jax.types import UserError
 class Meter:
     """Throughput and data wait between two logged steps, without compilation, evaluation and saving.
 
-    The clock runs from `start` to `stop`; the loop stops it around what is not training.
+    The clock runs from `start` to `stop`; the loop stops it around what is not training. What is counted are steps that
+    the device has finished: it runs behind the host, which may dispatch dozens of steps in no time.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,11 @@ class Meter:
         self._seconds = 0.0
         self._waited = 0.0
         self._since: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the clock runs."""
+        return self._since is not None
 
     def start(self) -> None:
         """Lets the clock run."""
@@ -36,21 +42,19 @@ class Meter:
         self._since = None
 
     def add(self, examples: int, waited: float) -> None:
-        """Counts a step of `examples` that waited `waited` seconds for its data; nothing while the clock is held."""
-        if self._since is not None:
-            self._examples += examples
-            self._waited += waited
+        """Counts a finished step of `examples` that waited `waited` seconds for its data."""
+        self._examples += examples
+        self._waited += waited
 
     def take(self) -> dict[str, float]:
-        """{"train/images_per_second", "train/data_wait" (fraction of the time)} since the last take, if measured."""
-        running = self._since is not None
-        self.stop()
+        """{"train/images_per_second", "train/data_wait" (fraction of the time)} since steps were last taken, if any."""
+        if not self._examples:
+            return {}
+        if self.running:
+            self.stop()
+            self.start()
         examples, seconds, waited = self._examples, self._seconds, self._waited
         self._examples, self._seconds, self._waited = 0, 0.0, 0.0
-        if running:
-            self.start()
-        if not examples or not seconds:
-            return {}
         return {"train/images_per_second": examples / seconds, "train/data_wait": waited / seconds}
 
 
@@ -77,7 +81,8 @@ class Monitor:
         self.writer, self.progress, self.meter = writer, progress, Meter()
         self._every, self._total = every, total_steps
         self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
-        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        # (step, metrics on the device, seconds it waited for its batch; None: dispatched while the clock was held)
+        self._pending: list[tuple[int, Mapping[str, jax.Array], float | None]] = []
         self._rates: dict[int, dict[str, float]] = {}
         self._rate = math.nan
 
@@ -87,26 +92,30 @@ class Monitor:
         Raises:
           UserError: when the loss of an earlier step turns out not to be finite.
         """
-        self.meter.add(self._batch_size, waited)
-        self._pending.append((step, logs))
+        self._pending.append((step, logs, waited if self.meter.running else None))
         if step % self._every == 0:
-            self._rates[step] = self.meter.take()
-            self.flush(step - self._every)
+            self.flush(step - self._every, rate_of=step)
 
     def pause(self) -> None:
         """Waits for the device, writes all that is pending and holds the clock: before evaluating, saving, ending."""
         if self._pending:
             jax.block_until_ready(self._pending[-1][1])
         self.meter.stop()
-        if self._pending and self._pending[-1][0] == self._total:
-            self._rates.setdefault(self._total, self.meter.take())
-        self.flush(self._total)
+        self.flush(self._total, rate_of=self._pending[-1][0] if self._pending else self._total)
 
-    def flush(self, until: int) -> None:
-        """Reads the metrics of the pending steps up to `until`, checks that each is finite, writes the logged ones."""
-        ready = [(step, logs) for step, logs in self._pending if step <= until]
+    def flush(self, until: int, *, rate_of: int) -> None:
+        """Reads the metrics of the pending steps up to `until`, checks that each is finite, writes the logged ones.
+
+        The throughput of the steps that have finished since the last time becomes that of the event of `rate_of`.
+        """
+        ready = [entry for entry in self._pending if entry[0] <= until]
         self._pending = self._pending[len(ready) :]
-        for (step, _), logs in zip(ready, jax.device_get([logs for _, logs in ready]), strict=True):
+        values = jax.device_get([logs for _, logs, _ in ready])
+        for _, _, waited in ready:
+            if waited is not None:
+                self.meter.add(self._batch_size, waited)
+        self._rates[rate_of] = self._rates.get(rate_of) or self.meter.take()
+        for (step, _, _), logs in zip(ready, values, strict=True):
             for name, what in (("loss", "loss"), ("grad_norm", "gradient's norm")):
                 if not math.isfinite(logs[name]):
                     raise UserError(
@@ -121,8 +130,9 @@ class Monitor:
         self._rate = rates.get("train/images_per_second", self._rate)
         epoch = step / self._steps_per_epoch
         self.writer.write(step, {"epoch": epoch, **{f"train/{k}": v for k, v in logs.items()}, **rates})
-        left = (self._total - step) * self._batch_size / self._rate
-        self.progress.update(
-            f"step {step}/{self._total}  epoch {epoch:.1f}  loss {logs['loss']:.4f}  top1 {logs['top1']:.3f}  "
-            f"lr {logs['lr']:.2e}  {self._rate:,.0f} img/s  {writers.duration(left)} left"
-        )
+        line = f"step {step}/{self._total}  epoch {epoch:.1f}  loss {logs['loss']:.4f}  top1 {logs['top1']:.3f}"
+        line += f"  lr {logs['lr']:.2e}"
+        if math.isfinite(self._rate):  # not before the first steps have been seen to finish
+            left = (self._total - step) * self._batch_size / self._rate
+            line += f"  {self._rate:,.0f} img/s  {writers.duration(left)} left"
+        self.progress.update(line)
