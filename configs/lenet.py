@@ -34,6 +34,4 @@ def get_config(arg="digits"):
     )
     if c.data.image_size > 32:
         c.data.image_size = 32
-        c.augment.host_train = ("random_resized_crop(32)", "flip()")
-        c.augment.host_eval = ("resize_centre_crop(32)",)
     return c

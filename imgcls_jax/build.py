@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from imgcls_jax import augment, losses, models, objectives, optim, rng, sharding
+from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
 from imgcls_jax.data import pipeline, sources
@@ -35,6 +35,7 @@ class Run:
       steps_per_epoch: training examples / batch size, not rounded.
       abstract_state: TrainState of ShapeDtypeStructs, each with its sharding.
       init: () -> TrainState at step 0, made directly in its shards.
+      init_from: variables -> the same with these in place of random ones.
       train_step, eval_step: jitted; the state given to train_step is donated.
     """
 
@@ -47,6 +48,7 @@ class Run:
     steps_per_epoch: float
     abstract_state: TrainState
     init: Callable[[], TrainState]
+    init_from: Callable[[dict[str, PyTree]], TrainState]
     train_step: Any
     eval_step: Any
 
@@ -69,10 +71,12 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
     model = build_model(config, spec.num_classes)
     learning_rate = build_schedule(config, total_steps, steps_per_epoch)
     tx = build_optimizer(config, learning_rate)
-    abstract, init = build_state(config, model, tx, mesh)
+    abstract, init, init_from = build_state(config, model, tx, mesh)
     check_choice("objective.name", config.objective.name, objectives.OBJECTIVES)
     train_step = step_lib.make_train_step(
-        objective=objectives.OBJECTIVES[config.objective.name](model, build_loss(config)),
+        objective=objectives.OBJECTIVES[config.objective.name](
+            model, build_loss(config), aux_weight=config.loss.aux_weight
+        ),
         tx=tx,
         learning_rate=learning_rate,
         augmentations=augment.parse("augment.device", config.augment.device, device.DEVICE),
@@ -95,6 +99,7 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
         steps_per_epoch=steps_per_epoch,
         abstract_state=abstract,
         init=init,
+        init_from=init_from,
         train_step=jax.jit(
             train_step,
             in_shardings=(shardings, sharding.batch(mesh)),
@@ -124,8 +129,12 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
                 f"data.{key} has {len(config.data[key])} entries but data.channels={config.data.channels}; give one "
                 "for all or one for each channel."
             )
-    for key in ("log_every_steps", "eval.batch_size", "data.image_size"):
-        value = config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
+    at_least_one = {
+        "log_every_steps": config.log_every_steps,
+        "eval.batch_size": config.eval.batch_size,
+        "data.image_size": config.data.image_size,
+    }
+    for key, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
 
@@ -186,12 +195,15 @@ def build_optimizer(config: ConfigDict, learning_rate: optim.Schedule) -> optax.
 
 def build_state(
     config: ConfigDict, model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, Callable[[], TrainState]]:
+) -> tuple[TrainState, Callable[[], TrainState], Callable[[dict[str, PyTree]], TrainState]]:
     """Shapes by eval_shape, then shardings, then an init jitted with them: parameters never exist unsharded."""
     image = jnp.zeros((1, *image_shape(config)), jnp.float32)
 
     def init() -> TrainState:
-        variables = dict(model.init(rng.key(config.seed, "init"), image, train=False))
+        return init_from(dict(model.init(rng.key(config.seed, "init"), image, train=False)))
+
+    def init_from(variables: dict[str, PyTree]) -> TrainState:
+        variables = dict(variables)
         params = variables.pop("params")
         # A copy, not the same buffers: the state is donated, and a buffer can be donated once.
         ema = jax.tree.map(jnp.copy, {"params": params, "model_state": variables}) if config.optimizer.ema_decay else {}
@@ -200,7 +212,7 @@ def build_state(
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, config.sharding.rules, mesh)
     abstract = jax.tree.map(lambda s, sh: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sh), shapes, shardings)
-    return abstract, jax.jit(init, out_shardings=shardings)
+    return abstract, jax.jit(init, out_shardings=shardings), jax.jit(init_from, out_shardings=shardings)
 
 
 def state_shardings(shapes: TrainState, rules: Any, mesh: Mesh) -> TrainState:
@@ -215,6 +227,17 @@ def state_shardings(shapes: TrainState, rules: Any, mesh: Mesh) -> TrainState:
         opt_state=like(shapes.opt_state),
         ema=like(shapes.ema),
     )
+
+
+def initial_state(run: Run, weights: pretrained.Weights) -> tuple[TrainState, pretrained.Report]:
+    """The state at step 0 with the model's variables from `weights`, and what became of each tensor.
+
+    Raises:
+      UserError: if the weights are not this model's.
+    """
+    c = run.config
+    variables, report = pretrained.fill(run.model, c.model.name, image_shape(c), weights, seed=c.seed)
+    return run.init_from(variables), report
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
@@ -232,7 +255,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
         start_step=start_step,
         rows=sharding.local_rows(run.mesh, c.batch_size),
         image_shape=image_shape(c),
-        transforms=augment.parse("augment.host_train", c.augment.host_train, host.HOST),
+        transforms=augment.parse("augment.host_train", c.augment.host_train, host.HOST, size=c.data.image_size),
         num_threads=c.data.num_threads,
         num_workers=c.data.num_workers,
     )
@@ -247,7 +270,7 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         batch_size=c.eval.batch_size,
         rows=sharding.local_rows(run.mesh, c.eval.batch_size),
         image_shape=image_shape(c),
-        transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST),
+        transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
         num_threads=c.data.num_threads,
     )
     return -(-len(source) // c.eval.batch_size), (put(run, c.eval.batch_size, batch) for batch in local)
@@ -256,14 +279,3 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
 def put(run: Run, batch_size: int, local: dict[str, np.ndarray]) -> Batch:
     """The process's rows as a global batch on the devices, without what the step does not read."""
     return sharding.put_batch(run.mesh, batch_size, {k: v for k, v in local.items() if k != "index"})
-
-
-def variables_of(state: TrainState, *, ema: bool) -> dict[str, PyTree]:
-    """The raw or averaged variables of a state.
-
-    Raises:
-      ConfigError: if the run kept no average.
-    """
-    if ema and not state.ema:
-        raise ConfigError("This run keeps no moving average (optimizer.ema_decay=0); evaluate the raw weights.")
-    return state.variables(ema=ema)

@@ -77,6 +77,21 @@ class Checkpointer:
         values: dict[str, PyTree] = {name: restored[name] for name in wanted}
         return dataclasses.replace(abstract, step=jax.device_put(np.int32(step), abstract.step.sharding), **values)
 
+    def variables(self, step: int) -> dict[str, PyTree]:
+        """The raw variables of a step as host arrays, whatever model, mesh and machine they are of.
+
+        Raises whatever Orbax raises for a damaged checkpoint.
+        """
+        trees: dict[str, PyTree] = {"model_state": {}}
+        for item in ("params", "model_state"):
+            folder = self.directory / str(step) / item
+            if item == "params" or folder.exists():
+                with ocp.PyTreeCheckpointer() as reader:
+                    shapes = reader.metadata(folder).item_metadata.tree
+                    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+                    trees[item] = reader.restore(folder, restore_args=as_numpy)
+        return {"params": trees["params"], **trees["model_state"]}
+
     def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState] | None:
         """The newest checkpoint that can be read, or None if there is none at all.
 

@@ -7,6 +7,7 @@ import errno
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def train_flags(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
         key = re.match(r"--?(?:no)?config\.([^=]*)", arg)
         if key and key[1] not in known:
             raise ConfigError(f"--config.{key[1]} is not a key of the config{_nearest_key(key[1], known)}.")
-    sys_argv = ["main", *rest]
+    sys_argv = ["main", *_set_from(config, rest)]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=True, sys_argv=sys_argv)
     parse(values, sys_argv, known)
     if values.help:
@@ -62,6 +63,21 @@ def train_flags(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
         raise SystemExit(0)
     name = re.sub(r"[^\w.-]+", "_", re.sub(r"\.py(:|$)", r"\1", spec.removeprefix("configs/")).replace(":", "-"))
     return config, Path(values.workdir or f"runs/{name}")
+
+
+def _set_from(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+    """Sets the key `init.from` from --config.init.from=SOURCE; returns the other arguments.
+
+    The flags of ml_collections take a key for Python, in which `from` is a keyword, and do not parse it.
+    """
+    rest = []
+    for arg in argv:
+        key, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and key == "config.init.from" and equals:
+            config.init["from"] = value
+        else:
+            rest.append(arg)
+    return rest
 
 
 # What other codebases call a key.
@@ -129,8 +145,8 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Calls `main`; a user's error becomes one sentence on standard error and its exit code, a bug a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # absl is a logger of jax, orbax and grain; what it says at INFO is for their authors.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # absl is the logger of jax, orbax and grain: their tracebacks would bury the one sentence that says it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return main(argv)
     except KeyboardInterrupt:  # before or after training: there the signal is handled and the state saved
@@ -145,8 +161,15 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
             traceback.print_exc()
             print(f"error: {type(error).__name__}: {error}; this is a bug in imgcls_jax.", file=sys.stderr)
         else:
+            _keep_quiet_at_exit()
             print(f"error: {reason}.", file=sys.stderr)
         return 1
+
+
+def _keep_quiet_at_exit() -> None:
+    """What libraries still try to write when the process ends fails for the same reason, which has been said."""
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -61,10 +61,15 @@ def base() -> ConfigDict:
     m.se_ratio = placeholder(float)  # ResNet: squeeze-and-excitation width relative to the block's; 0: none
     m.shortcut = placeholder(str)  # ResNet, where shapes differ: conv (1x1 and batch norm) | pad (zeros)
     m.modern = placeholder(bool)  # LeNet: ReLU and max-pool instead of tanh and average-pool
-    m.dropout = placeholder(float)  # ViT: dropout rate
-    m.drop_path = placeholder(float)  # ViT, ResNet: stochastic depth rate of the last block
+    m.dropout = placeholder(float)  # dropout rate, where the architecture has dropout
+    m.drop_path = placeholder(float)  # stochastic depth rate of the last block
     m.remat = placeholder(bool)  # ViT: recompute activations in the backward pass to save memory
     m.scan = placeholder(bool)  # ViT: one compiled block scanned over depth; compiles faster
+
+    c.init = i = ConfigDict()
+    # Weights to start from: a .safetensors, .pth or .npz file, a folder, a work directory, or hf:OWNER/NAME; "": none.
+    i["from"] = ""
+    i.preprocessing = True  # take data.mean, data.std and the crop and filter of augment.host_eval from the weights
 
     c.data = d = ConfigDict()
     d.name = "digits"  # digits | a TFDS name (mnist, fashion_mnist, cifar10, cifar100, imagenet2012) | folder:PATH
@@ -79,7 +84,7 @@ def base() -> ConfigDict:
     d.num_workers = 0  # decoding processes; 0: threads only
 
     c.augment = a = ConfigDict()
-    # Each is a list of calls, for example ("random_resized_crop(224)", "flip()").
+    # Each is a list of calls, such as ("random_resized_crop()", "flip()"); the size is data.image_size unless given.
     a.host_train = ()  # per image on the host, training: names in imgcls_jax.augment.host.HOST
     a.host_eval = ()  # per image on the host, evaluation: the same names
     a.device = ()  # per batch inside the jitted step, training: names in imgcls_jax.augment.device.DEVICE
@@ -111,6 +116,7 @@ def base() -> ConfigDict:
     c.loss = lo = ConfigDict()
     lo.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid_binary_cross_entropy (summed over classes)
     lo.label_smoothing = 0.0  # 0..1
+    lo.aux_weight = 0.3  # weight of the losses of auxiliary classifiers, where a model has them (GoogLeNet)
 
     c.objective = ConfigDict()
     c.objective.name = "supervised"  # supervised
@@ -166,8 +172,8 @@ _IMAGENET = {
     "channels": 3,
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
-    "host_train": ("random_resized_crop(224)", "flip()"),
-    "host_eval": ("resize_centre_crop(224)",),
+    "host_train": ("random_resized_crop()", "flip()"),
+    "host_eval": ("resize_centre_crop()",),
 }
 _CIFAR = {"image_size": 32, "channels": 3, "device": ("pad_and_crop(4)", "flip()")}
 _DATA: dict[str, dict[str, Any]] = {
@@ -260,8 +266,10 @@ def read(path: Path) -> ConfigDict:
     """The config that a run saved in W/config.json.
 
     Raises:
-      UserError: if the file is not one.
+      UserError: if the file is not one, or not there.
     """
+    if not path.exists():
+        raise UserError(f"{path.parent} is not a work directory (it has no {path.name}); pass the --workdir of a run.")
     try:
         return from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError, AttributeError) as error:

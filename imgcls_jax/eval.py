@@ -5,7 +5,6 @@ python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema]
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from absl import flags
 
 from imgcls_jax import cli
 from imgcls_jax import config as config_lib
-from imgcls_jax.types import ConfigError, UserError, check_choice
+from imgcls_jax.types import ConfigError, check_choice
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,8 +27,6 @@ def main(argv: Sequence[str]) -> int:
     if rest or values.workdir is None:
         raise ConfigError("Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema].")
     workdir = Path(values.workdir)
-    if not (workdir / "config.json").exists():
-        raise UserError(f"{workdir} is not a work directory (it has no config.json); pass the --workdir of a run.")
     config = config_lib.read(workdir / "config.json")
 
     from imgcls_jax import platform
@@ -44,31 +41,15 @@ def evaluate_run(
     """Restores one checkpoint of a run, evaluates a split with it, prints and writes the result. Returns 0."""
     import jax
 
-    from imgcls_jax import build, evaluate, train, writers
-    from imgcls_jax.checkpoint import Checkpointer
+    from imgcls_jax import build, evaluate, train, workdirs, writers
 
     run = build.build(config)
     split = split or run.eval_split
     check_choice("--split", split, run.spec.splits)
-    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    steps = checkpointer.steps()
-    if not steps or (step is not None and step not in steps):
-        have = f"there are {steps}" if steps else "there are none yet"
-        raise UserError(f"No checkpoint {'of step ' + str(step) if step else ''} in {workdir / 'checkpoints'}: {have}.")
-    step = steps[-1] if step is None else step
-    unread = {"params": None, "model_state": None} if ema else {"ema": None}
-    wanted = dataclasses.replace(run.abstract_state, opt_state=None, **unread)
-    try:
-        state = checkpointer.restore(wanted, step)
-    except Exception as error:  # Orbax raises a dozen types for damaged files
-        raise UserError(
-            f"Checkpoint {step} in {workdir} is damaged ({error}); pass another --step of {steps}."
-        ) from error
-    finally:
-        checkpointer.close()
+    step, variables = workdirs.restore_variables(run.abstract_state, workdir, step, ema=ema)
     main_process = jax.process_index() == 0
     progress = writers.Progress(enabled=main_process)
-    result = train.evaluate_split(run, build.variables_of(state, ema=ema), split, progress)
+    result = train.evaluate_split(run, variables, split, progress)
     if main_process:
         path = evaluate.write(workdir, evaluate.file_name(split, ema=ema), result)
         progress.line("")

@@ -16,13 +16,20 @@ Variables = Mapping[str, PyTree]
 Objective = Callable[[Variables, Batch, dict[str, jax.Array]], tuple[jax.Array, dict[str, Any]]]
 
 
-def supervised(model: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Objective:
-    """Learns the given targets: `loss(logits [B,K], targets [B,K]) -> [B]`."""
+def supervised(model: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array], *, aux_weight: float) -> Objective:
+    """Learns the given targets: `loss(logits [B,K], targets [B,K]) -> [B]`.
+
+    Auxiliary classifiers, which a model keeps in the collection `aux_logits`, add `aux_weight` times their losses.
+    """
 
     def objective(variables: Variables, batch: Batch, rngs: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
-        mutable = [name for name in variables if name != "params"]
-        logits, model_state = model.apply(variables, batch["image"], train=True, rngs=rngs, mutable=mutable)
-        return loss(logits, batch["target"]), {"logits": logits, "model_state": model_state}
+        mutable = [name for name in variables if name != "params"] + ["aux_logits"]
+        logits, collections = model.apply(variables, batch["image"], train=True, rngs=rngs, mutable=mutable)
+        model_state = dict(collections)
+        total = loss(logits, batch["target"])
+        for aux_logits in jax.tree.leaves(model_state.pop("aux_logits", {})):
+            total += aux_weight * loss(aux_logits, batch["target"])
+        return total, {"logits": logits, "model_state": model_state}
 
     return objective
 

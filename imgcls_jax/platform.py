@@ -31,13 +31,6 @@ def initialize() -> None:
         jax.distributed.initialize(**arguments)
 
 
-def is_main_process() -> bool:
-    """Whether this is the one process that writes logs and files; call it after `initialize`."""
-    import jax
-
-    return jax.process_index() == 0
-
-
 def cache_folder(environment: Mapping[str, str]) -> Path:
     """Where compiled programs are kept unless JAX_COMPILATION_CACHE_DIR says otherwise."""
     root = environment.get("XDG_CACHE_HOME") or "~/.cache"

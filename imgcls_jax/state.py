@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.struct
 
-from imgcls_jax.types import PyTree
+from imgcls_jax.types import ConfigError, PyTree
 
 
 @flax.struct.dataclass
@@ -28,7 +28,13 @@ class TrainState:
     ema: PyTree
 
     def variables(self, *, ema: bool = False) -> dict[str, PyTree]:
-        """What `model.apply` takes: the raw variables, or the averaged ones."""
+        """What `model.apply` takes: the raw variables, or the averaged ones.
+
+        Raises:
+          ConfigError: if the run kept no average.
+        """
+        if ema and not self.ema:
+            raise ConfigError("This run keeps no moving average (optimizer.ema_decay=0); use the raw weights.")
         if ema:
             return {"params": self.ema["params"], **self.ema["model_state"]}
         return {"params": self.params, **self.model_state}

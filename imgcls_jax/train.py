@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,23 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from imgcls_jax import build as build_lib
-from imgcls_jax import config as config_lib
-from imgcls_jax import evaluate, trees, writers
+from imgcls_jax import evaluate, pretrained, trees, workdirs, writers
 from imgcls_jax.checkpoint import Checkpointer
 from imgcls_jax.monitor import Monitor
 from imgcls_jax.preemption import EXIT_CODE, Stopper
-from imgcls_jax.types import ConfigError
+from imgcls_jax.state import TrainState
 
 
 class Loop:
     """One run in one work directory, from wherever it stands to its last step."""
 
     def __init__(self, config: ConfigDict, workdir: Path) -> None:
+        config, weights = workdirs.starting_point(config, workdir)
         self.config, self.workdir = config, workdir
         main = jax.process_index() == 0
         self.progress = writers.Progress(enabled=main)
         self.built = run = build_lib.build(config)
-        claim(config, workdir)
+        workdirs.claim(config, workdir)
         k = config.checkpoint
         self.checkpointer = Checkpointer(
             workdir / "checkpoints",
@@ -37,7 +36,7 @@ class Loop:
             keep_best=k.keep_best,
             best_metric=f"{run.eval_split}/{k.best_metric}",
         )
-        self.start, self.state = self.checkpointer.restore_latest(run.abstract_state) or (0, run.init())
+        self.start, self.state = self.checkpointer.restore_latest(run.abstract_state) or (0, self.first_state(weights))
         self.saved_step, self.saved_time = self.start, time.monotonic()
         devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
         self.progress.line(
@@ -56,6 +55,15 @@ class Loop:
             steps_per_epoch=run.steps_per_epoch,
             batch_size=config.batch_size,
         )
+
+    def first_state(self, weights: pretrained.Weights | None) -> TrainState:
+        """The state at step 0: random, or from weights."""
+        source = self.config.init["from"]
+        if not source:
+            return self.built.init()
+        state, report = build_lib.initial_state(self.built, weights or pretrained.read(source))
+        self.progress.line(f"Weights from {source}: {report}.")
+        return state
 
     def run(self) -> int:
         """Trains. Returns the exit code: 0 when the last step is done and evaluated, 143 when a signal stopped it."""
@@ -96,7 +104,7 @@ class Loop:
         self.monitor.pause()
         scalars: dict[str, float] = {}
         for ema in (False, True) if self.state.ema else (False,):
-            result = evaluate_split(self.built, build_lib.variables_of(self.state, ema=ema), split, self.progress)
+            result = evaluate_split(self.built, self.state.variables(ema=ema), split, self.progress)
             prefix = f"{split}/ema_" if ema else f"{split}/"
             scalars |= {prefix + name: result[name] for name in evaluate.HEADLINES}
             if step == total and jax.process_index() == 0:
@@ -131,27 +139,6 @@ def evaluate_split(
     count, batches = build_lib.eval_batches(run, split)
     show = lambda done: progress.update(f"evaluating {split}: {done}/{count} batches", force=False)  # noqa: E731
     return evaluate.evaluate(run.eval_step, variables, batches, class_names=run.spec.class_names, progress=show)
-
-
-def claim(config: ConfigDict, workdir: Path) -> None:
-    """Makes the work directory this config's, or refuses.
-
-    Raises:
-      ConfigError: if it belongs to a run whose config differs in a key that changes the result.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        changed = config_lib.differences(config_lib.read(path), config)
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); use another --workdir, or the "
-                "config it was started with."
-            )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config_lib.to_json(config))
-        os.replace(temporary, path)
 
 
 def train(config: ConfigDict, workdir: Path) -> int:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgcls_jax import augment
 from imgcls_jax.augment import host
+from imgcls_jax.types import ConfigError
 
 
 def photo(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -39,6 +41,14 @@ def test_enlarging_is_near_pillows_bicubic():
     difference = np.abs(host.resize(image, 120, 150) - pillow)
     # OpenCV's cubic has a = -0.75, Pillow's -0.5.
     assert difference.mean() < 2 and difference.max() < 20
+
+
+@pytest.mark.parametrize("size", [(30, 25), (90, 100), (7, 120)])
+@pytest.mark.parametrize("interpolation", host.FILTERS)
+def test_the_filters_of_pillow_are_pillows(interpolation, size):
+    image = photo(60, 50)
+    pillow = Image.fromarray(image).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    np.testing.assert_array_equal(host.resize(image, *size, interpolation), np.asarray(pillow))
 
 
 def test_resize_of_the_right_size_is_the_identity():
@@ -99,6 +109,8 @@ def test_resize_centre_crop_is_timms(shape, resized):
     out = host.ResizeCentreCrop(56)(image, np.random.default_rng(0))  # floor(56 / 0.875) = 64
     top, left = (resized[0] - 56) // 2, (resized[1] - 56) // 2
     np.testing.assert_array_equal(out, host.resize(image, *resized)[top : top + 56, left : left + 56])
+    out = host.ResizeCentreCrop(56, interpolation="bicubic")(image, np.random.default_rng(0))
+    np.testing.assert_array_equal(out, host.resize(image, *resized, "bicubic")[top : top + 56, left : left + 56])
 
 
 def test_pad_and_crop_gives_every_shift_and_black_outside():
@@ -152,6 +164,7 @@ def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixe
         lambda: host.RandomResizedCrop(8, scale=(0.5, 0.1)),
         lambda: host.RandomResizedCrop(8, ratio=(0, 1)),
         lambda: host.ResizeCentreCrop(8, crop_pct=1.5),
+        lambda: host.ResizeCentreCrop(8, interpolation="cubic"),
         lambda: host.PadAndCrop(-1),
         lambda: host.HorizontalFlip(2),
     ],
@@ -159,3 +172,11 @@ def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixe
 def test_senseless_arguments_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+def test_a_size_that_is_not_said_is_the_run_s():
+    calls = ("random_resized_crop(scale=(0.5, 1.0))", "resize_centre_crop(20)", "resize", "flip()")
+    crop, centre, resize, _ = augment.parse("augment.host_train", calls, host.HOST, size=64)
+    assert (crop.size, centre.size, resize.size) == (64, 20, 64) and crop.scale == (0.5, 1.0)
+    with pytest.raises(ConfigError, match="size"):
+        augment.parse("augment.host_train", calls, host.HOST)

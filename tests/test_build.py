@@ -75,7 +75,7 @@ def test_every_key_of_the_config_is_read(tmp_path):
 
 
 def test_every_override_of_the_model_group_is_a_field_of_some_model():
-    fields = {field for variant in models.MODELS.values() for field in variant.func.__dataclass_fields__}
+    fields = {field for variant in models.MODELS.values() for field in variant.architecture.__dataclass_fields__}
     assert set(config_lib.base().model.keys()) - set(build.MODEL_GROUP_OWN) - fields == set()
 
 

@@ -1,8 +1,11 @@
 """The same run on one device, on eight, on two processes of four; replicated, FSDP and tensor-parallel."""
 
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -27,13 +30,23 @@ LAYOUTS = {
 }
 
 
-def run_processes(workdir, overrides):
+def start_processes(workdir, overrides):
     """Two processes of four devices, started by launch/local.py."""
     command = [sys.executable, str(ROOT / "launch/local.py"), "--processes=2", "--devices_per_process=4", "--"]
-    done = subprocess.run(
-        command + tiny_flags(workdir, **overrides), cwd=ROOT, capture_output=True, text=True, timeout=300
+    return subprocess.Popen(
+        command + tiny_flags(workdir, **overrides),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_processes(workdir, overrides):
+    process = start_processes(workdir, overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +90,21 @@ def test_one_device_s_run_is_continued_by_two_processes(tmp_path, reference):
     run_processes(workdir, {**STEPS, **LAYOUTS["fsdp"]})
     assert_close(workdir, reference)
     assert (workdir / "eval/test.json").exists()
+
+
+def test_two_processes_stopped_by_sigterm_save_the_same_step_and_go_on(tmp_path):
+    """Each gets the signal at a moment of its own; they agree on the step, save it, and exit with 143."""
+    workdir, steps = tmp_path / "w", {**STEPS, **LAYOUTS["fsdp"]}
+    process = start_processes(workdir, {**steps, "total_steps": 60, "schedule.name": "constant"})
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 8:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
+    stopped = int(re.search(r"Stopped by a signal after step (\d+); saved", output)[1])
+    assert stopped < 60 and (workdir / "checkpoints" / str(stopped) / "params").is_dir()
+    output = run_processes(workdir, {**steps, "total_steps": 60, "schedule.name": "constant"})
+    assert f"continues after step {stopped}" in output
+    assert sorted(losses(workdir)) == list(range(1, 61))

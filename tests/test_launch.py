@@ -55,7 +55,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 mine = 10.0 ** (2 * jax.process_index() + np.arange(jax.local_device_count(), dtype=np.float32))
 x = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("data")), mine)
-print("sum", float(jax.jit(jax.numpy.sum)(x)), "main", platform.is_main_process(), *sys.argv[1:])
+print("sum", float(jax.jit(jax.numpy.sum)(x)), "main", jax.process_index() == 0, *sys.argv[1:])
 """
 
 

@@ -15,10 +15,11 @@ PACKAGE = ROOT / "imgcls_jax"
 FLOORS = [
     {"__init__", "types"},
     {"config", "platform", "preemption", "rng", "trees"},
-    {"augment", "cli", "losses", "metrics", "models", "optim", "sharding", "state", "writers"},
-    {"checkpoint", "data", "monitor", "objectives", "pretrained"},
-    {"evaluate", "step"},
-    {"build"},
+    {"cli"},
+    {"augment", "losses", "metrics", "models", "optim", "sharding", "state", "writers"},
+    {"checkpoint", "data", "monitor", "objectives"},
+    {"evaluate", "pretrained", "step"},
+    {"build", "workdirs"},
     {"train"},
     {"benchmark", "eval", "export", "main", "plan", "predict", "report"},
 ]

@@ -86,7 +86,7 @@ def f(x):
         x = jax.numpy.tanh(x @ x) + jax.numpy.linalg.norm(x, axis=0)
     return x
 x = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) / 4096
-print(np.asarray(jax.jit(jax.grad(lambda x: f(x).sum()))(x)).tobytes().hex()[:4096], platform.is_main_process())
+print(np.asarray(jax.jit(jax.grad(lambda x: f(x).sum()))(x)).tobytes().hex()[:4096], jax.process_index() == 0)
 """
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from helpers import tiny_config
 
 from imgcls_jax import build, losses, models, objectives
@@ -31,7 +32,7 @@ def net():
 
 def make(model, **overrides):
     values = {
-        "objective": objectives.supervised(model, losses.softmax_cross_entropy),
+        "objective": objectives.supervised(model, losses.softmax_cross_entropy, aux_weight=0.3),
         "tx": optax.sgd(0.1),
         "learning_rate": lambda step: 0.1 * jnp.ones(()),
         "augmentations": (),
@@ -133,3 +134,34 @@ def test_eval_step_sees_no_randomness_and_running_statistics(net):
     np.testing.assert_allclose(
         rows["nll"], optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), rtol=1e-5
     )
+
+
+class TwoHeads(nn.Module):
+    """Logits, and in training those of an auxiliary classifier."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(images.shape[0], -1)
+        if train:
+            self.sow("aux_logits", "second", nn.Dense(3, name="aux")(x), init_fn=lambda: None, reduce_fn=lambda _, y: y)
+        return nn.Dense(3, name="head")(x)
+
+
+def test_auxiliary_classifiers_add_their_weighted_losses_and_leave_no_state(net):
+    _, _, batch = net
+    rng = np.random.default_rng(1)
+    params = {
+        name: {"kernel": rng.standard_normal((36, 3)), "bias": rng.standard_normal(3)} for name in ("head", "aux")
+    }
+    params = jax.tree.map(jnp.float32, params)
+    inputs = {"image": jnp.float32(rng.standard_normal((8, 6, 6, 1))), "target": jax.nn.one_hot(batch["label"], 3)}
+    objective = objectives.supervised(TwoHeads(), losses.softmax_cross_entropy, aux_weight=0.25)
+    loss, aux = objective({"params": params}, inputs, {})
+    flat = np.float64(inputs["image"]).reshape(8, -1)
+    expected = 0.0
+    for name, weight in (("head", 1.0), ("aux", 0.25)):
+        logits = flat @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"])
+        log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        expected = expected - weight * log_probs[np.arange(8), batch["label"]]
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert aux["model_state"] == {}

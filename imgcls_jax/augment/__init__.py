@@ -9,21 +9,22 @@ from typing import Any
 from imgcls_jax.types import ConfigError, nearest
 
 
-def parse(key: str, calls: Sequence[str], table: Mapping[str, Any]) -> list[Any]:
-    """Builds what a list of calls such as ("random_resized_crop(224, scale=(0.2, 1))", "flip()") names.
+def parse(key: str, calls: Sequence[str], table: Mapping[str, Any], *, size: int = 0) -> list[Any]:
+    """Builds what a list of calls such as ("random_resized_crop(scale=(0.2, 1))", "flip()") names.
 
     Args:
       key: the config key the calls come from, for the error message.
       calls: each a name, optionally with literal arguments; nothing is evaluated.
       table: name -> class.
+      size: pixels of the result, for classes that have a `size` and calls that do not say it.
 
     Raises:
       ConfigError: for a call that does not parse, an unknown name or an argument the class does not take.
     """
-    return [_parse_one(key, call, table) for call in calls]
+    return [_parse_one(key, call, table, size) for call in calls]
 
 
-def _parse_one(key: str, call: str, table: Mapping[str, Any]) -> Any:
+def _parse_one(key: str, call: str, table: Mapping[str, Any], size: int) -> Any:
     try:
         node = ast.parse(call, mode="eval").body
         name = node.func if isinstance(node, ast.Call) else node
@@ -36,6 +37,8 @@ def _parse_one(key: str, call: str, table: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{key}: '{call}' is not a call like \"name(1, option=2)\".") from error
     if name.id not in table:
         raise ConfigError(f"{key}: unknown '{name.id}'{nearest(name.id, list(table))}; choices: {', '.join(table)}.")
+    if size and not args and "size" in getattr(table[name.id], "__dataclass_fields__", ()):
+        kwargs.setdefault("size", size)
     try:
         return table[name.id](*args, **kwargs)
     except (TypeError, ValueError) as error:
