@@ -38,12 +38,15 @@ class Spec:
       num_classes: K.
       class_names: K names, in label order.
       splits: number of records by split, for example {"train": 60000, "test": 10000}.
+      task: "multiclass" (a label is a class number) or "multilabel" (a label is [K] float32, 1 for each class that is
+        there, possibly none). Two classes, and one class against the rest, are "multiclass" with K = 2.
     """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
     splits: Mapping[str, int]
+    task: str = "multiclass"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
