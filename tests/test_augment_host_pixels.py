@@ -195,6 +195,23 @@ def test_shears_and_shifts_go_the_way_they_say():
         np.testing.assert_array_equal(geometry.shear_y(x.swapaxes(0, 1), 1.0)[:, row], moved)
 
 
+def test_affine_map_undoes_shear_scale_turn_and_shift_about_the_middle():
+    def turned(degrees):
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+
+    def moved(x, y):
+        return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
+
+    height, width = 60, 100
+    shear_x = np.array([[1, -math.tan(math.radians(12)), 0], [0, 1, 0], [0, 0, 1]])
+    shear_y = np.array([[1, 0, 0], [-math.tan(math.radians(-8)), 1, 0], [0, 0, 1]])
+    middle, back = moved(50, 30), moved(-50, -30)
+    forward = moved(5, -9) @ middle @ turned(33) @ np.diag([1.4, 1.4, 1]) @ shear_y @ shear_x @ back
+    map_ = geometry.affine_map(height, width, 33, (5, -9), 1.4, (12, -8))
+    np.testing.assert_allclose(np.array([*map_, 0, 0, 1]).reshape(3, 3) @ forward, np.eye(3), atol=1e-9)
+
+
 def corners_moved(x: np.ndarray, by: list[tuple[int, int]]) -> tuple[list, list]:
     h, w = x.shape[:2]
     start = [(0, 0), (w - 1, 0), (w - 1, h - 1), (0, h - 1)]

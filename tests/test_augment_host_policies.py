@@ -292,7 +292,8 @@ def test_spaces_and_operations_are_timms(torch, monkeypatch, space):
                 argument = strength.argument(m / 10, PHOTO.shape, negate)
                 side = {"TranslateX": PHOTO.shape[1], "TranslateY": PHOTO.shape[0]}.get(ours, 1)
                 assert argument == pytest.approx(arguments[0] * side), (name, m)
-                if m in (2.5, 10) and ours not in ("TranslateX", "TranslateY"):  # timm's translations go the other way
+                # timm's translations go the other way; Pillow 13 refuses to keep 0 bits, as timm asks it to.
+                if m in (2.5, 10) and ours not in ("TranslateX", "TranslateY") and (ours, argument) != ("Posterize", 0):
                     apply = auto_augment.NAME_TO_OP[name]
                     fill = {"fillcolor": (128,) * 3, "resample": Image.Resampling.NEAREST}
                     theirs = np.asarray(apply(Image.fromarray(PHOTO), *(arguments if level else ()), **fill))
