@@ -239,7 +239,7 @@ class Reader:
         except (decode.BadRecordError, OSError) as error:
             file = file or getattr(error, "filename", None) or ""
             reason = getattr(error, "strerror", None) or str(error)
-            raise decode.BadRecordError(f"{self._name(i, file)}: {_printable(reason)}") from error
+            raise decode.BadRecordError(f"{self._name(i, file)}: {printable(reason)}") from error
         except Exception as error:
             # Any other is a bug, perhaps in a transformation. One that cannot be pickled would make a worker hang.
             raise RuntimeError(f"{self._name(i, file)}: {type(error).__name__}: {error}") from error
@@ -275,10 +275,10 @@ class Reader:
 
     def _name(self, i: int, file: str) -> str:
         where = f"{self.source.spec.name}:{self.source.split}[{i}]"
-        return f"{where} ({_printable(file)})" if file else where
+        return f"{where} ({printable(file)})" if file else where
 
 
-def _printable(text: object) -> str:
+def printable(text: object) -> str:
     """The text with what no terminal shows, such as a line break in a file's name, written as Python writes it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
