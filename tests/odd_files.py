@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 import struct
@@ -62,6 +63,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+@functools.cache
 def bomb(size: int = 20_000) -> bytes:
     """A black 1-bit PNG of size x size pixels in a few kilobytes."""
     rows = zlib.compress(bytes(size * (1 + -(-size // 8))), 9)
