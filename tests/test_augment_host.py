@@ -1,6 +1,8 @@
 """Host augmentation against independent references: area integrals, Pillow, torchvision's algorithm."""
 
+import inspect
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -132,29 +134,71 @@ def test_flip_mirrors_half_of_the_images():
     np.testing.assert_array_equal(host.HorizontalFlip(p=1.0)(image, rng), image[:, ::-1])
 
 
-TRANSFORMS = {
-    "random_resized_crop": host.RandomResizedCrop(12),
-    "resize_centre_crop": host.ResizeCentreCrop(12),
-    "resize": host.Resize(12),
-    "pad_and_crop": host.PadAndCrop(3),
-    "flip": host.HorizontalFlip(),
-}
+# Every name with its defaults; the sizes are what a config would fill in.
+CALLS = [{"pad_and_crop": "pad_and_crop(3)"}.get(name, name) for name in host.HOST]
+SQUARES = ("random_resized_crop", "simple_random_crop", "resize_centre_crop", "resize")
+SHAPES = [(1, 1, 3), (1, 1, 1), (1, 40, 1), (40, 1, 3), (4, 1, 1), (2, 3, 3), (13, 17, 1), (17, 13, 3), (12, 12, 3)]
 
 
-def test_every_transformation_is_in_the_table_below():
-    assert TRANSFORMS.keys() == host.HOST.keys()
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 40, 1), (40, 1, 3), (13, 17, 1), (17, 13, 3), (12, 12, 3)])
-def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixels(name, shape):
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixels(call, shape):
+    (transform,) = augment.parse("augment.host_train", [call], host.HOST, size=12)
     image = photo(*shape)
     before = image.copy()
-    outs = [TRANSFORMS[name](image, np.random.default_rng(seed)) for seed in (7, 7)]
-    np.testing.assert_array_equal(outs[0], outs[1])
+    image.flags.writeable = False
+    height_width = (12, 12) if call in SQUARES else shape[:2]
+    for seed in range(12):  # so that what happens with a small probability happens
+        for view in (image, image[:, ::-1]):
+            outs = [transform(view, np.random.default_rng(seed)) for _ in range(2)]
+            np.testing.assert_array_equal(outs[0], outs[1])
+            assert outs[0].dtype == np.uint8 and outs[0].shape == (*height_width, shape[2])
     np.testing.assert_array_equal(image, before)
-    height_width = shape[:2] if name in ("pad_and_crop", "flip") else (12, 12)
-    assert outs[0].dtype == np.uint8 and outs[0].shape == (*height_width, shape[2])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_results_do_not_depend_on_how_the_image_lies_in_memory(call):
+    (transform,) = augment.parse("augment.host_train", [call], host.HOST, size=12)
+    view = photo(40, 50)[30:3:-1, 5:44]
+    for seed in range(12):
+        outs = [transform(x, np.random.default_rng(seed)) for x in (view, np.ascontiguousarray(view))]
+        np.testing.assert_array_equal(outs[0], outs[1])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_transformations_are_values_that_travel_to_worker_processes(call):
+    (transform,) = augment.parse("augment.host_train", [call], host.HOST, size=12)
+    again = pickle.loads(pickle.dumps(transform))
+    assert again == transform and hash(again) == hash(transform)
+
+
+RANDOM = [call for call in CALLS if call not in ("resize", "resize_centre_crop")]
+
+
+@pytest.mark.parametrize("call", RANDOM)
+def test_another_seed_gives_other_pixels(call):
+    (transform,) = augment.parse("augment.host_train", [call], host.HOST, size=12)
+    image = photo(23, 19)
+    assert len({transform(image, np.random.default_rng(seed)).tobytes() for seed in range(40)}) > 1
+
+
+WITH_P = [name for name, make in host.HOST.items() if "p" in inspect.signature(make).parameters]
+
+
+@pytest.mark.parametrize("name", WITH_P)
+def test_p_is_the_probability(name):
+    image = photo(23, 19)
+    arguments = {"rand_augment": {"n": 1}, "rotate": {"degrees": (5, 9)}, "affine": {"degrees": (5, 9)}}.get(name, {})
+    never = host.HOST[name](p=0.0, **arguments)
+    often = host.HOST[name](p=0.3, **arguments)
+    always = host.HOST[name](p=1.0, **arguments)
+    rngs = [np.random.default_rng(seed) for seed in range(300)]
+    assert all(np.array_equal(never(image, rng), image) for rng in rngs)
+    changed = [sum(not np.array_equal(f(image, rng), image) for rng in rngs) for f in (often, always)]
+    # Some draws change nothing: a shift by 0, an identity. Binomial, 300 draws: 0.3 +- 5 standard deviations.
+    share = changed[1] / 300
+    assert share > 0.6
+    assert abs(changed[0] / 300 - 0.3 * share) < 5 * math.sqrt(0.3 * 0.7 / 300)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +211,78 @@ def test_any_shape_goes_in_stays_as_it_was_and_the_same_seed_gives_the_same_pixe
         lambda: host.ResizeCentreCrop(8, interpolation="cubic"),
         lambda: host.PadAndCrop(-1),
         lambda: host.HorizontalFlip(2),
+        lambda: host.VerticalFlip(-0.1),
+        lambda: host.RandomResizedCrop(8, interpolation="cubic"),
+        lambda: host.SimpleRandomCrop(0),
+        lambda: host.SimpleRandomCrop(8, padding=-1),
     ],
 )
 def test_senseless_arguments_are_refused(make):
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+def test_vertical_flip_exchanges_top_and_bottom():
+    image = photo(6, 5)
+    np.testing.assert_array_equal(host.VerticalFlip(p=1.0)(image, np.random.default_rng(0)), image[::-1])
+
+
+def test_simple_random_crop_gives_every_place_of_the_mirrored_image():
+    image = photo(6, 9)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    every = {padded[t : t + 6, x : x + 6].tobytes() for t in range(5) for x in range(8)}
+    rng = np.random.default_rng(0)
+    assert {host.SimpleRandomCrop(6, padding=2)(image, rng).tobytes() for _ in range(800)} == every
+
+
+def test_simple_random_crop_keeps_the_aspect_ratio():
+    image = photo(60, 90)
+    out = host.SimpleRandomCrop(20, padding=0, interpolation="bicubic")(image, np.random.default_rng(3))
+    resized = host.resize(image, 20, 30, "bicubic")
+    assert any(np.array_equal(out, resized[:, left : left + 20]) for left in range(11))
+
+
+def test_random_resized_crop_uses_the_filter_it_is_told():
+    image = photo(60, 80)
+    for interpolation in ("bilinear", "bicubic"):
+        crop = host.RandomResizedCrop(16, interpolation=interpolation)
+        top, left, h, w = crop.box(60, 80, np.random.default_rng(5))
+        expected = host.resize(image[top : top + h, left : left + w], 16, 16, interpolation)
+        np.testing.assert_array_equal(crop(image, np.random.default_rng(5)), expected)
+
+
+def test_random_interpolation_is_bilinear_or_bicubic_in_equal_shares():
+    image = photo(60, 60)
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    crop = host.RandomResizedCrop(16, interpolation="random", **whole)
+    rng = np.random.default_rng(0)
+    outs = [crop(image, rng).tobytes() for _ in range(300)]
+    either = [host.resize(image, 16, 16, name).tobytes() for name in ("bilinear", "bicubic")]
+    assert set(outs) == set(either)
+    assert 110 < outs.count(either[0]) < 190
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("rand_augment(2, 31)", "m is 31: with ops 'torchvision' it must be in 0 to 30"),
+        ("rand_augment(2.5)", "n is 2.5: it must be a whole number"),
+        (
+            "rand_augment(magnitude=9)",
+            r"': got an unexpected keyword argument 'magnitude'; rand_augment takes \(n=2, m=9, mstd=0.0,",
+        ),
+        ("random_erasing('0.5')", r"random_erasing takes \(p=0.5"),
+        ("auto_augment('imagnet')", "policy is 'imagnet': it must be one of imagenet, cifar10, svhn"),
+        ("color_jitter(hue=0.6)", "hue is 0.6: its range must be rising, in -0.5 to 0.5"),
+        ("gaussian_blur((2, 1))", r"sigma is \(2, 1\): it must be a rising pair"),
+        ("affine(scale=(1,))", r"scale is \(1,\): it must be a rising pair"),
+        ("color_gitter()", "did you mean 'color_jitter'"),
+    ],
+)
+def test_a_bad_call_is_named_with_what_is_wrong_and_what_would_be_right(call, says):
+    with pytest.raises(ConfigError, match=says) as raised:
+        augment.parse("augment.host_train", [call], host.HOST, size=8)
+    assert str(raised.value).startswith("augment.host_train: ")
 
 
 def test_a_size_that_is_not_said_is_the_run_s():

@@ -10,17 +10,27 @@ import odd_files
 import pytest
 from PIL import Image, ImageOps
 
-from imgcls_jax.data import decode
+from imgcls_jax.data import decode, jpeg
 from imgcls_jax.data.decode import BadRecordError
 
 GOOD = odd_files.good()
 BAD = odd_files.bad()
 
 
+@pytest.fixture(params=["with the extension", "without"])
+def decoder(request, monkeypatch):
+    """Both ways to decode a JPEG, which must agree in every bit."""
+    if request.param == "without":
+        monkeypatch.setattr(jpeg, "_jpeg", None)
+    elif not jpeg.available():
+        pytest.skip("the extension of data/jpeg.py is not built")
+
+
 def as_int(image: np.ndarray) -> np.ndarray:
     return image.astype(int)
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("name", GOOD)
 def test_every_kind_of_file_gives_the_pixels_that_were_written(name):
     file = GOOD[name]
@@ -43,6 +53,7 @@ def test_every_kind_of_file_is_as_pillow_and_torchvision_see_it(name):
     np.testing.assert_array_equal(decode.decode(GOOD[name].data, 3), expected)
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_of_every_format_that_has_one(kind, orientation):
@@ -60,6 +71,7 @@ def test_every_orientation_of_every_format_that_has_one(kind, orientation):
 # Parts
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("name", GOOD)
 def test_a_part_is_that_part_of_the_whole(name):
     height, width = GOOD[name].pixels.shape[:2]
@@ -83,6 +95,7 @@ def reduced_by_pillow(data: bytes, scale: int, channels: int) -> np.ndarray:
     return pixels.reshape(-(-height // scale), -(-width // scale), channels)
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_reduced_part_is_that_part_of_the_reduced_image(channels, progressive):
@@ -106,6 +119,7 @@ def test_a_reduced_part_is_that_part_of_the_reduced_image(channels, progressive)
     assert set(scales) == {1, 2, 4, 8}
 
 
+@pytest.mark.usefixtures("decoder")
 def test_a_reduced_part_of_a_turned_image_is_turned():
     """Sizes that 8 divides: then reducing and turning may be exchanged."""
     stored = odd_files.picture(height=160, width=240)
@@ -127,6 +141,7 @@ def test_a_part_outside_the_image_is_a_mistake_of_the_caller(box):
 # Bad files
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_says_what_is_wrong_with_it(name):
     data, reason = BAD[name]
@@ -134,6 +149,7 @@ def test_a_bad_file_says_what_is_wrong_with_it(name):
         decode.decode(data, 3)
 
 
+@pytest.mark.usefixtures("decoder")
 @pytest.mark.parametrize("name", [n for n in GOOD if "gif" not in n and "tiff" not in n])  # which may lack their end
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 def test_a_file_that_is_cut_short_is_refused(name, share):
@@ -178,7 +194,7 @@ import collections, sys, zlib
 import numpy as np
 from PIL import Image
 import odd_files
-from imgcls_jax.data import decode
+from imgcls_jax.data import decode, jpeg
 
 def mutated(data, rng):
     data = bytearray(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,12 @@ def _parse_one(key: str, call: str, table: Mapping[str, Any], size: int) -> Any:
         raise ConfigError(f"{key}: unknown '{name.id}'{nearest(name.id, list(table))}; choices: {', '.join(table)}.")
     if size and not args and "size" in getattr(table[name.id], "__dataclass_fields__", ()):
         kwargs.setdefault("size", size)
+    signature = inspect.signature(table[name.id])
     try:
+        signature.bind(*args, **kwargs)  # its errors name the argument, and not a Python method
         return table[name.id](*args, **kwargs)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"{key}: '{call}': {error}.") from error
+    except (TypeError, LookupError) as error:  # an argument is missing, unknown, or a string where a number is needed
+        takes = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
+        raise ConfigError(f"{key}: '{call}': {error}; {name.id} takes ({takes}).") from error

@@ -1,7 +1,9 @@
 """Augmentation of one image on the host: frozen dataclasses, called as `transform(image, rng)`.
 
 `image` is uint8 [H,W,C] and is never written to; the result, uint8, may be a view of it. All that is random comes from
-`rng`, so the caller decides what makes two runs equal. A new transformation is a class here and a line in HOST.
+`rng`, so the caller decides what makes two runs equal. Crops and flips are here; `distortions` has the transformations
+that change one thing, `policies` those that are made of several; `geometry`, `colour` and `filters` have what they do
+to pixels. A new transformation is a class and a line in HOST.
 """
 
 from __future__ import annotations
@@ -12,35 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-# Pillow's filters, antialiased when they shrink: what the weights of timm and torchvision were measured with.
-FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-
-
-def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
-    """Resizes uint8 [H,W,C] to uint8 [height,width,C].
-
-    "area" is fast: shrinking averages over the area of each new pixel (OpenCV's INTER_AREA: its other filters look at a
-    fixed number of pixels however small the result, and alias); enlarging, where there is nothing to average, is
-    bicubic. The names in FILTERS are Pillow's, pixel for pixel.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    if interpolation != "area":
-        filter_ = Image.Resampling[interpolation.upper()]
-        planes = [Image.fromarray(plane).resize((width, height), filter_) for plane in np.moveaxis(image, 2, 0)]
-        return np.stack([np.asarray(plane) for plane in planes], axis=2)
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    out = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return out.reshape(height, width, image.shape[2])  # OpenCV drops an axis of length 1
-
-
-def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of uint8 [H,W,C], as torchvision's CenterCrop for an image that is large enough."""
-    top = round((image.shape[0] - height) / 2)
-    left = round((image.shape[1] - width) / 2)
-    return image[top : top + height, left : left + width]
+from imgcls_jax.augment import distortions, policies
+from imgcls_jax.augment.arguments import check, check_choice, check_probability, check_rising, check_whole
+from imgcls_jax.augment.geometry import FILTERS, centre_crop, resize, short_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +31,32 @@ class RandomResizedCrop:
       size: pixels, height and width of the result.
       scale: least and largest share of the area.
       ratio: least and largest width / height.
+      interpolation: the filter: "area", one of FILTERS, or "random": "bilinear" or "bicubic", drawn for each image, as
+        in timm.
     """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "area"
 
     def __post_init__(self) -> None:
-        _check(self.size > 0, f"size is {self.size}: it must be above 0")
-        _check(0 < self.scale[0] <= self.scale[1] <= 1, f"scale is {self.scale}: it must be rising, in 0 to 1")
-        _check(0 < self.ratio[0] <= self.ratio[1], f"ratio is {self.ratio}: it must be rising, above 0")
+        check_whole("size", self.size, 1)
+        check_rising("scale", self.scale, 1)
+        check_rising("ratio", self.ratio)
+        check_choice("interpolation", self.interpolation, ("area", "random", *FILTERS))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [size,size,C]."""
         top, left, height, width = self.box(image.shape[0], image.shape[1], rng)
-        return self.resize(image[top : top + height, left : left + width])
+        return self.resize(image[top : top + height, left : left + width], rng)
 
-    def resize(self, part: np.ndarray) -> np.ndarray:
-        """[h,w,C] to [size,size,C]; with `box` it lets the pipeline decode no more than the part."""
-        return resize(part, self.size, self.size)
+    def resize(self, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What `__call__` does with the part, [h,w,C] to [size,size,C]: the pipeline decodes only what `box` says."""
+        interpolation = self.interpolation
+        if interpolation == "random":
+            interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
+        return resize(part, self.size, self.size, interpolation)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part to take from an image of height x width pixels."""
@@ -103,23 +87,15 @@ class ResizeCentreCrop:
     interpolation: str = "area"
 
     def __post_init__(self) -> None:
-        _check(self.size > 0, f"size is {self.size}: it must be above 0")
-        _check(0 < self.crop_pct <= 1, f"crop_pct is {self.crop_pct}: it must be above 0, at most 1")
-        known = ("area", *FILTERS)
-        _check(
-            self.interpolation in known,
-            f"interpolation is '{self.interpolation}': it must be one of {', '.join(known)}",
-        )
+        check_whole("size", self.size, 1)
+        check(0 < self.crop_pct <= 1, f"crop_pct is {self.crop_pct}: it must be above 0, at most 1")
+        check_choice("interpolation", self.interpolation, ("area", *FILTERS))
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [size,size,C]."""
         del rng
-        height, width = image.shape[:2]
-        short = math.floor(self.size / self.crop_pct)
-        if height <= width:
-            image = resize(image, short, int(short * width / height), self.interpolation)
-        else:
-            image = resize(image, int(short * height / width), short, self.interpolation)
+        height, width = short_side(image.shape[0], image.shape[1], math.floor(self.size / self.crop_pct))
+        image = resize(image, height, width, self.interpolation)
         return centre_crop(image, self.size, self.size)
 
 
@@ -134,7 +110,7 @@ class Resize:
     size: int
 
     def __post_init__(self) -> None:
-        _check(self.size > 0, f"size is {self.size}: it must be above 0")
+        check_whole("size", self.size, 1)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [size,size,C]."""
@@ -153,7 +129,7 @@ class PadAndCrop:
     padding: int
 
     def __post_init__(self) -> None:
-        _check(self.padding >= 0, f"padding is {self.padding}: it must not be negative")
+        check_whole("padding", self.padding, 0)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
@@ -163,6 +139,39 @@ class PadAndCrop:
         padded[p : p + height, p : p + width] = image
         top, left = rng.integers(2 * p + 1, size=2)
         return padded[top : top + height, left : left + width]
+
+
+@dataclasses.dataclass(frozen=True)
+class SimpleRandomCrop:
+    """Short side to `size`, aspect ratio kept, every side mirrored by `padding` pixels, then a random square.
+
+    DeiT III's Simple Random Crop (arXiv:2204.07118), which keeps more of the image than a random-resized
+    crop; its authors use "bicubic".
+
+    Attributes:
+      size: pixels, height and width of the result.
+      padding: pixels; the pixel at the border is not repeated.
+      interpolation: the filter: "area", or one of FILTERS.
+    """
+
+    size: int
+    padding: int = 4
+    interpolation: str = "area"
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size, 1)
+        check_whole("padding", self.padding, 0)
+        check_choice("interpolation", self.interpolation, ("area", *FILTERS))
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[H,W,C] to [size,size,C]."""
+        height, width = short_side(image.shape[0], image.shape[1], self.size)
+        image = resize(image, height, width, self.interpolation)
+        p = self.padding
+        image = cv2.copyMakeBorder(image, p, p, p, p, cv2.BORDER_REFLECT_101)
+        top = rng.integers(height + 2 * p - self.size + 1)
+        left = rng.integers(width + 2 * p - self.size + 1)
+        return image[top : top + self.size, left : left + self.size].reshape(self.size, self.size, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,23 +185,59 @@ class HorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(0 <= self.p <= 1, f"p is {self.p}: it must be in 0 to 1")
+        check_probability(self.p)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
         return image[:, ::-1] if rng.random() < self.p else image
 
 
+@dataclasses.dataclass(frozen=True)
+class VerticalFlip:
+    """Top and bottom exchanged with probability `p`.
+
+    Attributes:
+      p: probability, 0 to 1.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[H,W,C] to [H,W,C]."""
+        return image[::-1] if rng.random() < self.p else image
+
+
 # By the name that configs use.
 HOST: dict[str, Any] = {
     "random_resized_crop": RandomResizedCrop,
+    "simple_random_crop": SimpleRandomCrop,
     "resize_centre_crop": ResizeCentreCrop,
     "resize": Resize,
     "pad_and_crop": PadAndCrop,
     "flip": HorizontalFlip,
+    "vertical_flip": VerticalFlip,
+    "rotate": distortions.Rotate,
+    "shear": distortions.shear,
+    "translate": distortions.translate,
+    "affine": distortions.Affine,
+    "perspective": distortions.Perspective,
+    "color_jitter": distortions.ColorJitter,
+    "sharpness": distortions.Sharpness,
+    "grayscale": distortions.Grayscale,
+    "solarize": distortions.Solarize,
+    "posterize": distortions.Posterize,
+    "equalize": distortions.Equalize,
+    "autocontrast": distortions.AutoContrast,
+    "invert": distortions.Invert,
+    "gaussian_blur": distortions.GaussianBlur,
+    "gaussian_noise": distortions.GaussianNoise,
+    "random_erasing": distortions.RandomErasing,
+    "auto_augment": policies.AutoAugment,
+    "rand_augment": policies.RandAugment,
+    "trivial_augment": policies.TrivialAugment,
+    "augmix": policies.AugMix,
+    "three_augment": policies.ThreeAugment,
 }
-
-
-def _check(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)

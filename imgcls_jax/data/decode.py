@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from imgcls_jax.data import headers
+from imgcls_jax.data import headers, jpeg
 from imgcls_jax.types import UserError
 
 # The formats that are read: Pillow knows more, and starts other programs for some.
@@ -191,6 +191,10 @@ def _jpeg_part(
     data: bytes, channels: int, header: headers.Header, box: Box, least: tuple[int, int] | None
 ) -> np.ndarray:
     """The box, in pixels as they are stored, of a grey or colour JPEG."""
+    try:
+        return jpeg.decode_crop(data, channels, box, least)
+    except ValueError:
+        pass  # it is not installed, or cannot; OpenCV can, or else says what is wrong
     scale = reduction(box, least)
     return _cut(_opencv(data, channels, scale), box, header, scale)
 

@@ -54,7 +54,7 @@ class Order(Protocol):
 
 @runtime_checkable
 class Crop(Protocol):
-    """A transformation that takes a part of the image and resizes it to size x size: `resize(image[box])`."""
+    """A transformation that takes a part of the image and resizes it to size x size: `resize(image[box], rng)`."""
 
     @property
     def size(self) -> int:
@@ -63,7 +63,7 @@ class Crop(Protocol):
     def box(self, height: int, width: int, rng: np.random.Generator) -> decode.Box:
         """(top, left, height, width) of the part to take from an image of height x width pixels."""
 
-    def resize(self, part: np.ndarray) -> np.ndarray:
+    def resize(self, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[h,w,C] to [size,size,C]."""
 
 
@@ -252,7 +252,7 @@ class Reader:
         box = crop.box(*decode.size(data), rng)
         least = (crop.size, crop.size)
         part = decode.decode(data, self.image_shape[-1], box=box, least=least, max_megapixels=self.max_megapixels)
-        return crop.resize(part)
+        return crop.resize(part, rng)
 
     def _check_label(self, label: int | np.ndarray, i: int, file: str) -> None:
         spec = self.source.spec
