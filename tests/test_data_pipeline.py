@@ -1,5 +1,9 @@
 """The stream of batches: exact, whatever reads it; and errors that stop it."""
 
+import dataclasses
+import os
+import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -7,11 +11,16 @@ import time
 from pathlib import Path
 
 import cv2
+import helpers
 import numpy as np
+import odd_files
 import pytest
 
+from imgcls_jax import config as config_lib
+from imgcls_jax import train as train_lib
+from imgcls_jax import writers
 from imgcls_jax.augment import host
-from imgcls_jax.data import pipeline, sources
+from imgcls_jax.data import decode, order, pipeline, sources
 from imgcls_jax.data.decode import BadRecordError
 from imgcls_jax.data.order import Order
 from imgcls_jax.types import Batch, Spec, UserError
@@ -47,14 +56,16 @@ def take(iterator: pipeline.BatchIterator, count: int) -> list[Batch]:
     return batches
 
 
-def train(source=None, *, batch_size=40, rows=None, transforms=AUGMENT, start_step=0, **kwargs):
+def train(source=None, *, batch_size=40, rows=None, transforms=AUGMENT, start_step=0, image_shape=SHAPE, **kwargs):
+    source = arrays() if source is None else source
     return pipeline.train_batches(
-        arrays() if source is None else source,
+        source,
+        order=Order(len(source), 5),
         batch_size=batch_size,
         seed=5,
         start_step=start_step,
         rows=np.arange(batch_size) if rows is None else rows,
-        image_shape=SHAPE,
+        image_shape=image_shape,
         transforms=transforms,
         **kwargs,
     )
@@ -200,7 +211,7 @@ WORKER = """
 import sys
 import numpy as np
 from imgcls_jax.augment import host
-from imgcls_jax.data import decode, pipeline, sources
+from imgcls_jax.data import decode, order, pipeline, sources
 
 class Unpicklable(Exception):
     def __init__(self, a, b):
@@ -211,8 +222,9 @@ def bug(image, rng):
 
 if __name__ == "__main__":
     kind, folder = sys.argv[1:]
+    source = sources.open_source(f"folder:{folder}", "train")
     iterator = pipeline.train_batches(
-        sources.open_source(f"folder:{folder}", "train"), batch_size=4, seed=5, start_step=0, rows=np.arange(4),
+        source, order=order.Order(len(source), 5), batch_size=4, seed=5, start_step=0, rows=np.arange(4),
         image_shape=(8, 8, 3), transforms=(host.Resize(8), *([bug] if kind == "bug" else [])), num_workers=1)
     if kind == "unclosed":
         next(iterator)
@@ -266,7 +278,14 @@ def test_an_image_of_the_wrong_size_says_what_to_set(tmp_path):
 @pytest.mark.parametrize("transforms", [(), (host.HorizontalFlip(),)])
 def test_arrays_of_the_wrong_size_say_what_to_set(transforms):
     iterator = pipeline.train_batches(
-        arrays(), batch_size=4, seed=0, start_step=0, rows=np.arange(4), image_shape=(9, 9, 3), transforms=transforms
+        arrays(),
+        order=Order(N, 0),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        rows=np.arange(4),
+        image_shape=(9, 9, 3),
+        transforms=transforms,
     )
     with pytest.raises(UserError, match=r"mine:train\[\d+\] is 8x8x3.*9x9x3.*resize_centre_crop\(9\)"):
         next(iterator)
@@ -294,6 +313,195 @@ def test_a_split_without_records():
     with pytest.raises(UserError, match="mine:train has no records"):
         train(arrays(0))
     assert list(evaluate(arrays(0), batch_size=4)) == []
+
+
+# Records that cannot be read, of many kinds
+
+
+def good_files(root: Path) -> tuple[sources.Source, set[int], dict[str, str]]:
+    """The odd files: (training source, indices of the bad records, reason by bad file's name)."""
+    reasons = odd_files.make_folder(root)
+    source = sources.open_source(f"folder:{root}", "train")
+    return source, {i for i, file in enumerate(source.files) if Path(file).name in reasons}, reasons
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (8, 0), (2, 1), (1, 2)])
+def test_skipped_records_are_blanks_in_their_place_and_counted(threads, workers, tmp_path, caplog):
+    source, bad, reasons = good_files(tmp_path)
+    steps = 2 * len(source) // 4  # about two epochs
+    iterator = train(source, batch_size=4, num_threads=threads, num_workers=workers, on_error="skip")
+    batches = take(iterator, steps)
+    index = Order(len(source), 5).indices(np.arange(4 * steps))
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches]), index)
+    mask, images, labels = (np.concatenate([b[key] for b in batches]) for key in ("mask", "image", "label"))
+    np.testing.assert_array_equal(mask, ~np.isin(index, list(bad)))
+    assert not images[~mask].any() and not labels[~mask].any() and images[mask].any((1, 2, 3)).all()
+    assert iterator.skipped == (~mask).sum() > len(bad) and "bad" not in batches[0]
+    lines = [record.getMessage() for record in caplog.records]
+    named = {name for name in reasons if sum(f"/{name})" in line for line in lines) == 1}
+    assert len(named) == len(lines) == min(len(reasons), pipeline.NAMED)
+    for name in named:
+        (line,) = (line for line in lines if f"/{name})" in line)
+        assert line.startswith(f"Skipped folder:{tmp_path}:train[") and re.search(reasons[name], line)
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (8, 0), (2, 1)])
+def test_the_first_bad_record_of_the_stream_stops_it_by_name(threads, workers, tmp_path):
+    source, bad, reasons = good_files(tmp_path)
+    index = Order(len(source), 5).indices(np.arange(len(source)))
+    first = next(p for p, i in enumerate(index) if i in bad)
+    iterator = train(source, batch_size=4, num_threads=threads, num_workers=workers)
+    take_good = [next(iterator)["index"] for _ in range(first // 4)]
+    np.testing.assert_array_equal(np.concatenate([*take_good, index[:0]]), index[: first // 4 * 4])
+    name = Path(source.files[index[first]]).name
+    sentence = rf"train\[{index[first]}\] \(.*{re.escape(name)}\): .*{reasons[name]}"
+    for _ in range(2):
+        with pytest.raises(BadRecordError, match=sentence):
+            next(iterator)
+
+
+def test_evaluation_skips_and_counts_too(tmp_path):
+    source, bad, _ = good_files(tmp_path)
+    iterator = evaluate(source, batch_size=16, transforms=(host.Resize(8),), on_error="skip")
+    batches = list(iterator)
+    index, mask = (np.concatenate([b[key] for b in batches]) for key in ("index", "mask"))
+    assert set(index[mask]) == set(range(len(source))) - bad and iterator.skipped == len(bad)
+    assert set(index[~mask]) - {-1} == bad  # -1 is what fills up the last batch
+
+
+def test_a_record_larger_than_the_limit_is_one_that_cannot_be_read(tmp_path):
+    make_files(tmp_path)  # each of 400 to 1600 pixels
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    large = {i for i in range(24) if cv2.imread(str(tmp_path / source.files[i])).size > 3 * 900}
+    (batch,) = take(evaluate(source, batch_size=24, transforms=(host.Resize(8),), on_error="skip",
+                             max_megapixels=900 / 1e6), 1)  # fmt: skip
+    assert 0 < len(large) < 24 and set(np.flatnonzero(~batch["mask"])) == large
+
+
+def test_a_name_that_no_terminal_shows_is_written_out(tmp_path):
+    for name in (b"a\nb.jpg", b"\xff.jpg", "\u4e2d.jpg".encode()):
+        path = os.fsencode(tmp_path / "train" / "a") + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"?")
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "x.jpg").write_bytes(b"")
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    for i, name in enumerate([r"a\nb.jpg", "\u4e2d.jpg", r"\udcff.jpg"]):
+        rows = np.array([i])
+        with pytest.raises(BadRecordError) as error:
+            next(evaluate(source, batch_size=3, rows=rows, transforms=(host.Resize(8),)))
+        assert f"train[{i}] (train/a/{name}): not a readable image" in str(error.value)
+        assert pickle.loads(pickle.dumps(error.value)).args == error.value.args
+
+
+def test_a_run_skips_what_it_cannot_read_and_says_how_many(tmp_path):
+    source, bad, reasons = good_files(tmp_path / "data")
+    config = config_lib.load(f"{helpers.ROOT}/configs/vit.py:folder:{tmp_path / 'data'}")
+    for key, value in {**helpers.TINY, "data.image_size": 16, "data.on_error": "skip", "total_steps": 4,
+                       "model.patch_size": 8}.items():  # fmt: skip
+        group, _, name = key.rpartition(".")
+        (config[group] if group else config)[name] = value
+    assert train_lib.train(config, tmp_path / "skip") == 0
+    index = Order(len(source), config.seed).indices(np.arange(4 * 16))
+    events = {e["step"]: e for e in writers.read_jsonl(tmp_path / "skip" / "metrics.jsonl") if "train/loss" in e}
+    assert [events[step]["train/skipped"] for step in (1, 2, 3, 4)] == [
+        np.isin(index[: step * 16], list(bad)).sum() for step in (1, 2, 3, 4)
+    ]
+    config.data.on_error = "raise"
+    name = Path(source.files[next(i for i in index if i in bad)]).name
+    with pytest.raises(BadRecordError, match=re.escape(name) + r"\): .*" + reasons[name]):
+        train_lib.train(config, tmp_path / "raise")
+
+
+# Parts of images
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A source of image files in memory; `whole` decodes them, so that nothing is left for the pipeline to spare."""
+
+    files: tuple[bytes, ...]
+    whole: bool
+    split: str = "train"
+
+    @property
+    def spec(self) -> Spec:
+        return Spec("mine", 2, ("a", "b"), {"train": len(self.files)})
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict:
+        data = self.files[index]
+        return {"image": decode.decode(data, 3) if self.whole else data, "label": index % 2, "file": ""}
+
+
+def test_decoding_only_the_part_changes_no_bit_where_nothing_is_reduced():
+    kinds = [("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("JPEG", {"progressive": True}), ("GIF", {})]
+    kinds += [("JPEG", {"exif": odd_files.exif(orientation)}) for orientation in (2, 3, 5, 6, 8)]
+    files = tuple(
+        odd_files.encode(odd_files.picture(seed, 15, 14), kind, **options) for seed, (kind, options) in enumerate(kinds)
+    )
+    parts, wholes = (take(train(Encoded(files, whole), batch_size=10), 5) for whole in (False, True))
+    assert_same(parts, wholes)
+
+
+def test_decoding_a_part_reduced_changes_pixels_little_and_the_random_numbers_not_at_all():
+    files = tuple(odd_files.encode(odd_files.picture(seed, 400, 500), "JPEG") for seed in range(4))
+    crop = (host.RandomResizedCrop(64), host.HorizontalFlip())
+    kwargs = {"batch_size": 8, "transforms": crop, "image_shape": (64, 64, 3)}
+    parts, wholes = (take(train(Encoded(files, whole), **kwargs), 3) for whole in (False, True))
+    for part, whole in zip(parts, wholes, strict=True):
+        np.testing.assert_array_equal(part["index"], whole["index"])
+        difference = np.abs(part["image"].astype(int) - whole["image"]).mean(axis=(1, 2, 3))
+        assert (difference > 0).any() and (difference < 1.5).all()  # another crop or no flip: 10 and more
+    assert_same(take(train(Encoded(files, False), num_threads=8, **kwargs), 3), parts)
+
+
+def test_no_more_of_a_file_is_decoded_than_the_crop_takes(monkeypatch):
+    asked = []
+    real = decode.decode
+
+    def spy(data, channels, **options):
+        asked.append(options)
+        return real(data, channels, **options)
+
+    monkeypatch.setattr(decode, "decode", spy)
+    files = (odd_files.encode(odd_files.picture(0, 130, 170), "JPEG"),)
+    take(train(Encoded(files, False), batch_size=4, num_threads=1), 1)
+    rng = order.generator(5, 0, stream=1)
+    assert asked[0]["box"] == host.RandomResizedCrop(8).box(130, 170, rng) and asked[0]["least"] == (8, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several(Encoded):
+    """Multilabel records; the label of the last is given."""
+
+    last: tuple[float, ...] = (0, 0, 0)
+
+    @property
+    def spec(self) -> Spec:
+        return Spec("several", 3, ("a", "b", "c"), {"train": len(self.files)}, task="multilabel")
+
+    def __getitem__(self, index: int) -> dict:
+        label = np.array([index % 2, 1, 0] if index + 1 < len(self) else self.last, np.float32)
+        return {**super().__getitem__(index), "label": label}
+
+
+def test_labels_of_several_classes_are_rows_of_zeros_and_ones():
+    files = (*[odd_files.encode(odd_files.picture(seed, 8, 8), "PNG") for seed in range(4)], b"bad")
+    (batch,) = take(evaluate(Several(files, False), batch_size=6, on_error="skip"), 1)
+    assert batch["label"].dtype == np.float32
+    np.testing.assert_array_equal(batch["label"], [[0, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 0]])
+    assert batch["mask"].tolist() == [True] * 4 + [False] * 2 and batch["index"].tolist() == [0, 1, 2, 3, 4, -1]
+
+
+@pytest.mark.parametrize("label", [(0, 1), (0, 2, 0), (0, float("nan"), 1)])
+def test_a_label_of_several_classes_that_makes_no_sense_names_the_record(label):
+    files = tuple(odd_files.encode(odd_files.picture(seed, 8, 8), "PNG") for seed in range(2))
+    with pytest.raises(UserError, match=r"several:train\[1\] has label .*: expected 3 numbers, each 0 or 1"):
+        take(evaluate(Several(files, False, last=label), batch_size=2), 1)
 
 
 # Resources

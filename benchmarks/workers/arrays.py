@@ -10,7 +10,7 @@ from serve import serve
 
 from imgcls_jax import sharding
 from imgcls_jax.augment import device
-from imgcls_jax.data import pipeline, sources
+from imgcls_jax.data import order, pipeline, sources
 from imgcls_jax.types import Spec
 
 OPS = (device.PadAndCrop(2), device.HorizontalFlip())
@@ -28,6 +28,7 @@ def main() -> None:
     spec = Spec("arrays", 10, tuple("0123456789"), {"train": 60_000})
     iterator = pipeline.train_batches(
         sources.ArraySource(images, labels, spec),
+        order=order.Order(len(images), 0),
         batch_size=args.batch_size,
         seed=0,
         start_step=0,

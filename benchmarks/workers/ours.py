@@ -15,7 +15,7 @@ from serve import serve
 
 from imgcls_jax import augment, sharding
 from imgcls_jax.augment import host
-from imgcls_jax.data import decode, jpeg, pipeline, sources
+from imgcls_jax.data import decode, jpeg, order, pipeline, sources
 
 
 class Clock:
@@ -91,6 +91,7 @@ def main() -> None:
         put = clock.time("copy", lambda b: jax.block_until_ready(sharding.put_batch(mesh, args.batch_size, b)))
     iterator = pipeline.train_batches(
         source,
+        order=order.Order(len(source), 0),
         batch_size=args.batch_size,
         seed=0,
         start_step=0,

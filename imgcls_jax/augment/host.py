@@ -49,10 +49,14 @@ class RandomResizedCrop:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [size,size,C]."""
         top, left, height, width = self.box(image.shape[0], image.shape[1], rng)
+        return self.resize(image[top : top + height, left : left + width], rng)
+
+    def resize(self, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """What `__call__` does with the part, [h,w,C] to [size,size,C]: the pipeline decodes only what `box` says."""
         interpolation = self.interpolation
         if interpolation == "random":
             interpolation = "bilinear" if rng.random() < 0.5 else "bicubic"
-        return resize(image[top : top + height, left : left + width], self.size, self.size, interpolation)
+        return resize(part, self.size, self.size, interpolation)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part to take from an image of height x width pixels."""
