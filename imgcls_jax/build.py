@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
-from imgcls_jax.data import pipeline, sources
+from imgcls_jax.data import order, pipeline, sources
 from imgcls_jax.state import TrainState
 from imgcls_jax.types import Batch, ConfigError, PyTree, Spec, check_choice
 
@@ -75,11 +76,11 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
     check_choice("objective.name", config.objective.name, objectives.OBJECTIVES)
     train_step = step_lib.make_train_step(
         objective=objectives.OBJECTIVES[config.objective.name](
-            model, build_loss(config), aux_weight=config.loss.aux_weight
+            model, build_loss(config, spec), aux_weight=config.loss.aux_weight
         ),
         tx=tx,
         learning_rate=learning_rate,
-        augmentations=augment.parse("augment.device", config.augment.device, device.DEVICE),
+        augmentations=build_augmentations(config),
         mean=config.data.mean,
         std=config.data.std,
         num_classes=spec.num_classes,
@@ -129,7 +130,20 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
                 f"data.{key} has {len(config.data[key])} entries but data.channels={config.data.channels}; give one "
                 "for all or one for each channel."
             )
+    if spec.task == "multilabel" and config.loss.name == "softmax_cross_entropy":
+        raise ConfigError(
+            f"loss.name='softmax_cross_entropy' is for one label an image, but {spec.name} has several: set "
+            "loss.name='sigmoid_binary_cross_entropy'."
+        )
+    if config.loss.class_weights != "none" and config.data.sampling == "balanced":
+        raise ConfigError(
+            f"loss.class_weights='{config.loss.class_weights}' and data.sampling='balanced' correct the same "
+            "imbalance: set loss.class_weights='none' or data.sampling='uniform'."
+        )
+    if not 0 <= config.loss.effective_beta < 1:
+        raise ConfigError(f"loss.effective_beta={config.loss.effective_beta} must be at least 0 and below 1.")
     at_least_one = {
+        "data.repeats": config.data.repeats,
         "log_every_steps": config.log_every_steps,
         "eval.batch_size": config.eval.batch_size,
         "data.image_size": config.data.image_size,
@@ -146,11 +160,36 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return models.build(config.model.name, num_classes=num_classes, dtype=DTYPES[config.model.dtype], **overrides)
 
 
-def build_loss(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(logits [B,K], targets [B,K]) -> loss [B]."""
-    check_choice("loss.name", config.loss.name, losses.LOSSES)
-    loss, smoothing = losses.LOSSES[config.loss.name], config.loss.label_smoothing
-    return lambda logits, targets: loss(logits, targets, label_smoothing=smoothing)
+def build_loss(config: ConfigDict, spec: Spec) -> losses.Loss:
+    """(logits [B,K], targets [B,K]) -> loss [B].
+
+    With class weights, the training labels are counted when the loss is first traced and not before: evaluating and
+    exporting need no training data.
+    """
+    c = config.loss
+    check_choice("loss.name", c.name, losses.LOSSES)
+    check_choice("loss.class_weights", c.class_weights, ("none", *losses.CLASS_WEIGHTS))
+    loss: losses.Loss = functools.partial(losses.LOSSES[c.name], label_smoothing=c.label_smoothing)
+    if c.class_weights == "none":
+        return loss
+
+    @functools.cache
+    def weights() -> np.ndarray:
+        source = open_train(config)
+        frequencies = build_order(config, source).frequencies()
+        counts = losses.class_counts(source.labels(), spec.num_classes, frequencies)
+        return losses.class_weights(counts, c.class_weights, c.effective_beta)
+
+    if spec.task == "multilabel":
+        return lambda logits, targets: loss(logits, targets, class_weights=weights())
+    return lambda logits, targets: losses.weighted(loss, weights())(logits, targets)
+
+
+def build_augmentations(config: ConfigDict) -> Sequence[device.DeviceOp]:
+    """What `augment.device` names; what mixes images reaches beyond the repeats of one record."""
+    ops = augment.parse("augment.device", config.augment.device, device.DEVICE)
+    repeats = config.data.repeats
+    return [dataclasses.replace(op, roll=max(op.roll, repeats)) if hasattr(op, "roll") else op for op in ops]
 
 
 def build_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> optim.Schedule:
@@ -245,11 +284,31 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return config.data.image_size, config.data.image_size, config.data.channels
 
 
+def open_train(config: ConfigDict) -> sources.Source:
+    """The split to train on."""
+    return sources.open_source(config.data.name, config.data.train_split, data_dir=config.data.data_dir)
+
+
+def build_order(config: ConfigDict, source: sources.Source) -> order.AnyOrder:
+    """The order of the training stream; labels and weights are read only if it depends on them."""
+    sampling = config.data.sampling
+    return order.make(
+        sampling,
+        [len(source)],
+        seed=config.seed,
+        labels=source.labels() if sampling == "balanced" else None,
+        weights=source.weights() if sampling == "weighted" else None,
+        repeats=config.data.repeats,
+    )
+
+
 def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
     """This process's rows of the training batches from `start_step` on, as host arrays."""
     c = run.config
+    source = open_train(c)
     return pipeline.train_batches(
-        sources.open_source(c.data.name, c.data.train_split, data_dir=c.data.data_dir),
+        source,
+        order=build_order(c, source),
         batch_size=c.batch_size,
         seed=c.seed,
         start_step=start_step,

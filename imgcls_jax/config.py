@@ -76,6 +76,10 @@ def base() -> ConfigDict:
     d.data_dir = placeholder(str)  # where TFDS data sets are prepared; None: TFDS's own default
     d.train_split = "train"  # split to train on
     d.eval_split = ""  # split to evaluate on; "": validation where there is one, else test
+    d.sampling = (
+        "uniform"  # uniform (each record once an epoch) | balanced (classes alike) | weighted (by the record's weight)
+    )
+    d.repeats = 1  # positions in a row that a drawn record fills, each augmented anew (repeated augmentation)
     d.image_size = 8  # pixels, height and width of what the model sees
     d.channels = 1  # 1: grey | 3: RGB
     d.mean = (0.5,)  # per channel or one for all, in units of 0..1 pixels
@@ -116,6 +120,8 @@ def base() -> ConfigDict:
     c.loss = lo = ConfigDict()
     lo.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid_binary_cross_entropy (summed over classes)
     lo.label_smoothing = 0.0  # 0..1
+    lo.class_weights = "none"  # none | inverse (of the class's frequency) | effective (of its effective number)
+    lo.effective_beta = 0.999  # class_weights=effective: 0..1; 0 weighs all classes alike, 1 would be inverse
     lo.aux_weight = 0.3  # weight of the losses of auxiliary classifiers, where a model has them (GoogLeNet)
 
     c.objective = ConfigDict()
