@@ -169,7 +169,7 @@ def build_loss(config: ConfigDict, spec: Spec) -> losses.Loss:
     c = config.loss
     check_choice("loss.name", c.name, losses.LOSSES)
     check_choice("loss.class_weights", c.class_weights, ("none", *losses.CLASS_WEIGHTS))
-    loss: losses.Loss = functools.partial(losses.LOSSES[c.name], label_smoothing=c.label_smoothing)
+    loss = functools.partial(losses.LOSSES[c.name], label_smoothing=c.label_smoothing)
     if c.class_weights == "none":
         return loss
 
