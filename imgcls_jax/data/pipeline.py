@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from imgcls_jax.data import decode
-from imgcls_jax.data.order import AnyOrder, generator
+from imgcls_jax.data.order import Order, generator
 from imgcls_jax.data.sources import ArraySource, Source
 from imgcls_jax.types import Batch, UserError
 
@@ -34,7 +34,6 @@ _ENDLESS = 2**40
 def train_batches(
     source: Source,
     *,
-    order: AnyOrder,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -46,15 +45,14 @@ def train_batches(
 ) -> BatchIterator:
     """The endless training stream, shuffled anew each epoch, from `start_step` on.
 
-    The batch at step s has positions s*batch_size .. (s+1)*batch_size - 1 of the stream (`order`), in that order,
+    The batch at step s has positions s*batch_size .. (s+1)*batch_size - 1 of the stream (`order.Order`), in that order,
     and the random numbers of a transformation belong to (seed, position): the pixels are the same on any number of
     threads, workers and processes, and wherever the run started.
 
     Args:
       source: the split to read.
-      order: which record is at which position of the stream.
       batch_size: B, of the global batch.
-      seed: of the transformations.
+      seed: of the order and the transformations.
       start_step: step of the first batch.
       rows: [b] ints, which rows of the global batch this process wants.
       image_shape: (H, W, C) of an image after the transformations; C is 3 or 1.
@@ -69,6 +67,7 @@ def train_batches(
     """
     if not len(source):
         raise UserError(f"{source.spec.name}:{source.split} has no records.")
+    order = Order(len(source), seed)
     reader = Reader(source, order, batch_size, np.asarray(rows, np.int64), image_shape, tuple(transforms), seed)
     return BatchIterator(reader, range(start_step, _ENDLESS), num_threads, num_workers)
 
@@ -106,7 +105,7 @@ class Reader:
     """
 
     source: Source
-    order: AnyOrder | None
+    order: Order | None
     batch_size: int
     rows: np.ndarray
     image_shape: tuple[int, int, int]
