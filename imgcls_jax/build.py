@@ -122,6 +122,7 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
         )
     sharding.check_batch(mesh, "batch_size / accumulate_steps", config.batch_size // config.optimizer.accumulate_steps)
     check_choice("data.train_split", config.data.train_split, spec.splits)
+    check_choice("data.on_error", config.data.on_error, pipeline.ON_ERROR)
     if config.data.eval_split:
         check_choice("data.eval_split", config.data.eval_split, spec.splits)
     for key in ("mean", "std"):
@@ -148,6 +149,8 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
         "eval.batch_size": config.eval.batch_size,
         "data.image_size": config.data.image_size,
     }
+    if config.data.max_megapixels <= 0:
+        raise ConfigError(f"data.max_megapixels={config.data.max_megapixels:g} must be above 0.")
     for key, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
@@ -317,6 +320,8 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
         transforms=augment.parse("augment.host_train", c.augment.host_train, host.HOST, size=c.data.image_size),
         num_threads=c.data.num_threads,
         num_workers=c.data.num_workers,
+        on_error=c.data.on_error,
+        max_megapixels=c.data.max_megapixels,
     )
 
 
@@ -331,6 +336,8 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         image_shape=image_shape(c),
         transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
         num_threads=c.data.num_threads,
+        on_error=c.data.on_error,
+        max_megapixels=c.data.max_megapixels,
     )
     return -(-len(source) // c.eval.batch_size), (put(run, c.eval.batch_size, batch) for batch in local)
 

@@ -29,7 +29,7 @@ FREE_KEYS = (
     r"^sharding\.",
     r"^wandb\.",
     r"^eval\.",
-    r"^data\.(data_dir|num_threads|num_workers|eval_split)$",
+    r"^data\.(data_dir|num_threads|num_workers|eval_split|on_error)$",
 )
 
 
@@ -84,6 +84,8 @@ def base() -> ConfigDict:
     d.channels = 1  # 1: grey | 3: RGB
     d.mean = (0.5,)  # per channel or one for all, in units of 0..1 pixels
     d.std = (0.5,)  # per channel or one for all, in units of 0..1 pixels
+    d.on_error = "raise"  # a record that cannot be read: raise (stop) | skip (a blank in its place, counted and named)
+    d.max_megapixels = 100.0  # width x height / 1e6 of the largest image that is decoded: against decompression bombs
     d.num_threads = 0  # decoding threads; 0: one a core
     d.num_workers = 0  # decoding processes; 0: threads only
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -69,6 +70,7 @@ class Loop:
         """Trains. Returns the exit code: 0 when the last step is done and evaluated, 143 when a signal stopped it."""
         run, meter = self.built, self.monitor.meter
         self.evaluate_if_due(self.start)
+        skipped = jnp.zeros((), jnp.int32)  # records, on all processes, since the run was started or continued
         batches = build_lib.train_batches(run, self.start)
         try:
             with Stopper() as stopper:
@@ -77,6 +79,9 @@ class Loop:
                     batch = build_lib.put(run, self.config.batch_size, next(batches))
                     waited = time.perf_counter() - waiting
                     self.state, logs = run.train_step(self.state, batch)
+                    if self.config.data.on_error == "skip":
+                        skipped += (~batch["mask"]).sum()
+                        logs = {**logs, "skipped": skipped}
                     self.monitor.step(step, logs, waited)
                     if step == self.start + 1:
                         jax.block_until_ready(logs)  # compiled; from here on the clock runs
@@ -147,7 +152,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     code = loop.run()
     if code == 0:
         split = loop.built.eval_split
-        names = ["train/loss", "train/images_per_second", "train/data_wait"]
+        names = ["train/loss", "train/skipped", "train/images_per_second", "train/data_wait"]
         names += [f"{split}/{prefix}{name}" for prefix in ("", "ema_") for name in evaluate.HEADLINES]
         values = [(name, loop.writer.last(name)) for name in names]
         rows = [(name, f"{value:,.4f}") for name, value in values if value is not None]

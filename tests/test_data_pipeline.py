@@ -48,8 +48,10 @@ def take(iterator: pipeline.BatchIterator, count: int) -> list[Batch]:
 
 
 def train(source=None, *, batch_size=40, rows=None, transforms=AUGMENT, start_step=0, **kwargs):
+    source = arrays() if source is None else source
     return pipeline.train_batches(
-        arrays() if source is None else source,
+        source,
+        order=Order(len(source), 5),
         batch_size=batch_size,
         seed=5,
         start_step=start_step,
@@ -200,7 +202,7 @@ WORKER = """
 import sys
 import numpy as np
 from imgcls_jax.augment import host
-from imgcls_jax.data import decode, pipeline, sources
+from imgcls_jax.data import decode, order, pipeline, sources
 
 class Unpicklable(Exception):
     def __init__(self, a, b):
@@ -211,8 +213,9 @@ def bug(image, rng):
 
 if __name__ == "__main__":
     kind, folder = sys.argv[1:]
+    source = sources.open_source(f"folder:{folder}", "train")
     iterator = pipeline.train_batches(
-        sources.open_source(f"folder:{folder}", "train"), batch_size=4, seed=5, start_step=0, rows=np.arange(4),
+        source, order=order.Order(len(source), 5), batch_size=4, seed=5, start_step=0, rows=np.arange(4),
         image_shape=(8, 8, 3), transforms=(host.Resize(8), *([bug] if kind == "bug" else [])), num_workers=1)
     if kind == "unclosed":
         next(iterator)
@@ -266,7 +269,14 @@ def test_an_image_of_the_wrong_size_says_what_to_set(tmp_path):
 @pytest.mark.parametrize("transforms", [(), (host.HorizontalFlip(),)])
 def test_arrays_of_the_wrong_size_say_what_to_set(transforms):
     iterator = pipeline.train_batches(
-        arrays(), batch_size=4, seed=0, start_step=0, rows=np.arange(4), image_shape=(9, 9, 3), transforms=transforms
+        arrays(),
+        order=Order(N, 0),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        rows=np.arange(4),
+        image_shape=(9, 9, 3),
+        transforms=transforms,
     )
     with pytest.raises(UserError, match=r"mine:train\[\d+\] is 8x8x3.*9x9x3.*resize_centre_crop\(9\)"):
         next(iterator)

@@ -68,7 +68,11 @@ class RandomResizedCrop:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[H,W,C] to [size,size,C]."""
         top, left, height, width = self.box(image.shape[0], image.shape[1], rng)
-        return resize(image[top : top + height, left : left + width], self.size, self.size)
+        return self.resize(image[top : top + height, left : left + width])
+
+    def resize(self, part: np.ndarray) -> np.ndarray:
+        """[h,w,C] to [size,size,C]; with `box` it lets the pipeline decode no more than the part."""
+        return resize(part, self.size, self.size)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part to take from an image of height x width pixels."""
