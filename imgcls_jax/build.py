@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ from ml_collections import ConfigDict
 from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
-from imgcls_jax.data import pipeline, sources
+from imgcls_jax.data import pipeline, slices, sources
+from imgcls_jax.data.sources import Source
 from imgcls_jax.state import TrainState
 from imgcls_jax.types import Batch, ConfigError, PyTree, Spec, check_choice
 
@@ -30,6 +32,7 @@ class Run:
     """All the objects of a run; nothing here holds an array.
 
     Attributes:
+      open_split: split, or an expression of `data.slices` -> its source.
       eval_split: the split that training evaluates on.
       total_steps: optimizer steps of the whole run.
       steps_per_epoch: training examples / batch size, not rounded.
@@ -43,6 +46,7 @@ class Run:
     spec: Spec
     mesh: Mesh
     model: nn.Module
+    open_split: Callable[[str], Source]
     eval_split: str
     total_steps: int
     steps_per_epoch: float
@@ -53,20 +57,21 @@ class Run:
     eval_step: Any
 
 
-def build(config: ConfigDict, spec: Spec | None = None) -> Run:
-    """Builds everything but the data.
+def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Source] | None = None) -> Run:
+    """Builds everything; no record is read.
 
     Args:
       config: a locked config.
       spec: what is known of the data set; by default asked of the data set itself.
+      data: the data set itself by split, if it is made in Python: {"train": sources.from_arrays(...), "test": ...}.
 
     Raises:
       ConfigError: for a value that makes no sense; UserError: for a missing data set.
     """
-    spec = spec or sources.spec(config.data.name, data_dir=config.data.data_dir)
+    spec, open_split = build_data(config, spec, data)
     mesh = sharding.make_mesh(data=config.sharding.data, fsdp=config.sharding.fsdp, model=config.sharding.model)
     _check(config, mesh, spec)
-    steps_per_epoch = spec.splits[config.data.train_split] / config.batch_size
+    steps_per_epoch = slices.num_records(config.data.train_split, spec) / config.batch_size
     total_steps = config.total_steps or max(1, round(config.total_epochs * steps_per_epoch))
     model = build_model(config, spec.num_classes)
     learning_rate = build_schedule(config, total_steps, steps_per_epoch)
@@ -94,6 +99,7 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
         spec=spec,
         mesh=mesh,
         model=model,
+        open_split=open_split,
         eval_split=config.data.eval_split or sources.eval_split(spec),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -120,9 +126,10 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
             f"batch_size={config.batch_size}; choose a divisor."
         )
     sharding.check_batch(mesh, "batch_size / accumulate_steps", config.batch_size // config.optimizer.accumulate_steps)
-    check_choice("data.train_split", config.data.train_split, spec.splits)
+    slices.check("data.train_split", config.data.train_split, spec)
     if config.data.eval_split:
-        check_choice("data.eval_split", config.data.eval_split, spec.splits)
+        slices.check("data.eval_split", config.data.eval_split, spec)
+    sources.check_mix(config.data.mix)
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, config.data.channels):
             raise ConfigError(
@@ -137,6 +144,20 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
     for key, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
+
+
+def build_data(
+    config: ConfigDict, spec: Spec | None, data: Mapping[str, Source] | None
+) -> tuple[Spec, Callable[[str], Source]]:
+    """What is known of the data set that the group `data` names, and what opens its splits."""
+    d = config.data
+    if data is None:
+        spec = spec or sources.spec(d.name, data_dir=d.data_dir, positive_class=d.positive_class)
+        return spec, partial(sources.open_source, d.name, data_dir=d.data_dir, positive_class=d.positive_class)
+    spec = sources.spec_of(data, positive_class=d.positive_class)
+    if d.name != spec.name:  # config.json would name another data set than the run's
+        raise ConfigError(f"data.name='{d.name}', but the data that was handed in is '{spec.name}': give it that name.")
+    return spec, partial(sources.from_splits, data, positive_class=d.positive_class)
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -248,8 +269,12 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
     """This process's rows of the training batches from `start_step` on, as host arrays."""
     c = run.config
+    source = run.open_split(c.data.train_split)
+    if c.data.mix:
+        names = [name for name, _ in c.data.mix]
+        source = sources.mixture(source, names, data_dir=c.data.data_dir, positive_class=c.data.positive_class)
     return pipeline.train_batches(
-        sources.open_source(c.data.name, c.data.train_split, data_dir=c.data.data_dir),
+        source,
         batch_size=c.batch_size,
         seed=c.seed,
         start_step=start_step,
@@ -264,7 +289,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
 def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
     """(number of batches, global batches of a whole split, padded and masked, on the device)."""
     c = run.config
-    source = sources.open_source(c.data.name, split, data_dir=c.data.data_dir)
+    source = run.open_split(split)
     local = pipeline.eval_batches(
         source,
         batch_size=c.eval.batch_size,
