@@ -72,13 +72,16 @@ def base() -> ConfigDict:
     i.preprocessing = True  # take data.mean, data.std and the crop and filter of augment.host_eval from the weights
 
     c.data = d = ConfigDict()
-    d.name = "digits"  # digits | a TFDS name (mnist, fashion_mnist, cifar10, cifar100, imagenet2012) | folder:PATH
+    d.name = (
+        "digits"  # digits | a TFDS name (fashion_mnist, ...) | folder:PATH | manifest:PATH | hf:PATH or hf:OWNER/NAME
+    )
     d.data_dir = placeholder(str)  # where TFDS data sets are prepared; None: TFDS's own default
+    # Splits may be sliced and added up: train[:90%], train[10%:], train[:5000], train[100:200], train+validation.
     d.train_split = "train"  # split to train on
     d.eval_split = ""  # split to evaluate on; "": validation where there is one, else test
-    d.sampling = (
-        "uniform"  # uniform (each record once an epoch) | balanced (classes alike) | weighted (by the record's weight)
-    )
+    d.positive_class = ""  # one class against the rest: its name; "": all classes
+    d.mix = ()  # more to train on: ((name, weight), ...), their split train; data.name has weight 1.0
+    d.sampling = "uniform"  # uniform | balanced (each class as often) | weighted (as the records' weights say)
     d.repeats = 1  # positions in a row that a drawn record fills, each augmented anew (repeated augmentation)
     d.image_size = 8  # pixels, height and width of what the model sees
     d.channels = 1  # 1: grey | 3: RGB
@@ -199,7 +202,8 @@ _DATA: dict[str, dict[str, Any]] = {
     "imagenet2012": _IMAGENET,
     "folder": _IMAGENET,
 }
-DATA = tuple(_DATA)  # every ARG that configs/ take; "folder" is written folder:PATH
+DATA = tuple(_DATA)  # every ARG that configs/ take; "folder" is written folder:PATH, manifest:PATH or hf:PATH
+_OWN = ("folder", "manifest", "hf")  # kinds of data sets of one's own: all have the recipes of "folder"
 
 
 def for_data(arg: str) -> ConfigDict:
@@ -218,16 +222,20 @@ def for_data(arg: str) -> ConfigDict:
 
 
 def choose(recipes: dict[str, T], arg: str) -> T:
-    """The entry of a recipe table that ARG names; "folder:PATH" finds the entry "folder".
+    """The entry of a recipe table that ARG names.
+
+    "folder:PATH", "manifest:PATH" and "hf:PATH" find the entry "folder"; "imagenet2012_short256", the same images made
+    smaller, finds "imagenet2012".
 
     Raises:
       ConfigError: for an unknown ARG, naming the nearest.
     """
-    key = "folder" if arg.startswith("folder:") else arg
-    if key not in recipes or arg == "folder":
+    kind, _, path = arg.partition(":")
+    key = "folder" if kind in _OWN and path else re.sub(r"_short[0-9]+$", "", arg)
+    if key not in recipes or arg in _OWN:
         raise ConfigError(
-            f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH for "
-            f"your own images. Known: {', '.join(sorted(recipes))}."
+            f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH, manifest:PATH "
+            f"or hf:PATH for your own images. Known: {', '.join(sorted(recipes))}."
         )
     return recipes[key]
 
