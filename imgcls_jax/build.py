@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ from ml_collections import ConfigDict
 from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
-from imgcls_jax.data import order, pipeline, sources
+from imgcls_jax.data import order, pipeline, slices, sources
+from imgcls_jax.data.sources import Source
 from imgcls_jax.state import TrainState
 from imgcls_jax.types import Batch, ConfigError, PyTree, Spec, check_choice
 
@@ -30,6 +32,7 @@ class Run:
     """All the objects of a run; nothing here holds an array.
 
     Attributes:
+      open_split: split, or an expression of `data.slices` -> its source.
       eval_split: the split that training evaluates on.
       total_steps: optimizer steps of the whole run.
       steps_per_epoch: training examples / batch size, not rounded.
@@ -43,6 +46,7 @@ class Run:
     spec: Spec
     mesh: Mesh
     model: nn.Module
+    open_split: Callable[[str], Source]
     eval_split: str
     total_steps: int
     steps_per_epoch: float
@@ -53,20 +57,21 @@ class Run:
     eval_step: Any
 
 
-def build(config: ConfigDict, spec: Spec | None = None) -> Run:
-    """Builds everything but the data.
+def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Source] | None = None) -> Run:
+    """Builds everything; no record is read.
 
     Args:
       config: a locked config.
       spec: what is known of the data set; by default asked of the data set itself.
+      data: the data set itself by split, if it is made in Python: {"train": sources.from_arrays(...), "test": ...}.
 
     Raises:
       ConfigError: for a value that makes no sense; UserError: for a missing data set.
     """
-    spec = spec or sources.spec(config.data.name, data_dir=config.data.data_dir)
+    spec, open_split = build_data(config, spec, data)
     mesh = sharding.make_mesh(data=config.sharding.data, fsdp=config.sharding.fsdp, model=config.sharding.model)
     _check(config, mesh, spec)
-    steps_per_epoch = spec.splits[config.data.train_split] / config.batch_size
+    steps_per_epoch = slices.num_records(config.data.train_split, spec) / config.batch_size
     total_steps = config.total_steps or max(1, round(config.total_epochs * steps_per_epoch))
     model = build_model(config, spec.num_classes)
     learning_rate = build_schedule(config, total_steps, steps_per_epoch)
@@ -75,11 +80,11 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
     check_choice("objective.name", config.objective.name, objectives.OBJECTIVES)
     train_step = step_lib.make_train_step(
         objective=objectives.OBJECTIVES[config.objective.name](
-            model, build_loss(config), aux_weight=config.loss.aux_weight
+            model, build_loss(config, spec, open_split), aux_weight=config.loss.aux_weight
         ),
         tx=tx,
         learning_rate=learning_rate,
-        augmentations=augment.parse("augment.device", config.augment.device, device.DEVICE),
+        augmentations=build_augmentations(config),
         mean=config.data.mean,
         std=config.data.std,
         num_classes=spec.num_classes,
@@ -94,6 +99,7 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
         spec=spec,
         mesh=mesh,
         model=model,
+        open_split=open_split,
         eval_split=config.data.eval_split or sources.eval_split(spec),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
@@ -120,17 +126,31 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
             f"batch_size={config.batch_size}; choose a divisor."
         )
     sharding.check_batch(mesh, "batch_size / accumulate_steps", config.batch_size // config.optimizer.accumulate_steps)
-    check_choice("data.train_split", config.data.train_split, spec.splits)
+    slices.check("data.train_split", config.data.train_split, spec)
     check_choice("data.on_error", config.data.on_error, pipeline.ON_ERROR)
     if config.data.eval_split:
-        check_choice("data.eval_split", config.data.eval_split, spec.splits)
+        slices.check("data.eval_split", config.data.eval_split, spec)
+    sources.check_mix(config.data.mix)
     for key in ("mean", "std"):
         if len(config.data[key]) not in (1, config.data.channels):
             raise ConfigError(
                 f"data.{key} has {len(config.data[key])} entries but data.channels={config.data.channels}; give one "
                 "for all or one for each channel."
             )
+    if spec.task == "multilabel" and config.loss.name == "softmax_cross_entropy":
+        raise ConfigError(
+            f"loss.name='softmax_cross_entropy' is for one label an image, but {spec.name} has several: set "
+            "loss.name='sigmoid_binary_cross_entropy'."
+        )
+    if config.loss.class_weights != "none" and config.data.sampling == "balanced":
+        raise ConfigError(
+            f"loss.class_weights='{config.loss.class_weights}' and data.sampling='balanced' correct the same "
+            "imbalance: set loss.class_weights='none' or data.sampling='uniform'."
+        )
+    if not 0 <= config.loss.effective_beta < 1:
+        raise ConfigError(f"loss.effective_beta={config.loss.effective_beta} must be at least 0 and below 1.")
     at_least_one = {
+        "data.repeats": config.data.repeats,
         "log_every_steps": config.log_every_steps,
         "eval.batch_size": config.eval.batch_size,
         "data.image_size": config.data.image_size,
@@ -142,6 +162,20 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
             raise ConfigError(f"{key}={value} must be at least 1.")
 
 
+def build_data(
+    config: ConfigDict, spec: Spec | None, data: Mapping[str, Source] | None
+) -> tuple[Spec, Callable[[str], Source]]:
+    """What is known of the data set that the group `data` names, and what opens its splits."""
+    d = config.data
+    if data is None:
+        spec = spec or sources.spec(d.name, data_dir=d.data_dir, positive_class=d.positive_class)
+        return spec, partial(sources.open_source, d.name, data_dir=d.data_dir, positive_class=d.positive_class)
+    spec = sources.spec_of(data, positive_class=d.positive_class)
+    if d.name != spec.name:  # config.json would name another data set than the run's
+        raise ConfigError(f"data.name='{d.name}', but the data that was handed in is '{spec.name}': give it that name.")
+    return spec, partial(sources.from_splits, data, positive_class=d.positive_class)
+
+
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The model that the group `model` names, for `num_classes` classes."""
     check_choice("model.dtype", config.model.dtype, DTYPES)
@@ -149,11 +183,35 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return models.build(config.model.name, num_classes=num_classes, dtype=DTYPES[config.model.dtype], **overrides)
 
 
-def build_loss(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(logits [B,K], targets [B,K]) -> loss [B]."""
-    check_choice("loss.name", config.loss.name, losses.LOSSES)
-    loss, smoothing = losses.LOSSES[config.loss.name], config.loss.label_smoothing
-    return lambda logits, targets: loss(logits, targets, label_smoothing=smoothing)
+def build_loss(config: ConfigDict, spec: Spec, open_split: Callable[[str], Source]) -> losses.Loss:
+    """(logits [B,K], targets [B,K]) -> loss [B].
+
+    With class weights, the training labels are counted when the loss is first traced and not before: evaluating and
+    exporting need no training data.
+    """
+    c = config.loss
+    check_choice("loss.name", c.name, losses.LOSSES)
+    check_choice("loss.class_weights", c.class_weights, ("none", *losses.CLASS_WEIGHTS))
+    loss = partial(losses.LOSSES[c.name], label_smoothing=c.label_smoothing)
+    if c.class_weights == "none":
+        return loss
+
+    @cache
+    def weights() -> np.ndarray:
+        source, the_order = open_train(config, open_split)
+        counts = losses.class_counts(source.labels(), spec.num_classes, the_order.frequencies())
+        return losses.class_weights(counts, c.class_weights, c.effective_beta)
+
+    if spec.task == "multilabel":
+        return lambda logits, targets: loss(logits, targets, class_weights=weights())
+    return lambda logits, targets: losses.weighted(loss, weights())(logits, targets)
+
+
+def build_augmentations(config: ConfigDict) -> Sequence[device.DeviceOp]:
+    """What `augment.device` names; what mixes images reaches beyond the repeats of one record."""
+    ops = augment.parse("augment.device", config.augment.device, device.DEVICE)
+    repeats = config.data.repeats
+    return [dataclasses.replace(op, roll=max(op.roll, repeats)) if hasattr(op, "roll") else op for op in ops]
 
 
 def build_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> optim.Schedule:
@@ -248,13 +306,33 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return config.data.image_size, config.data.image_size, config.data.channels
 
 
+def open_train(config: ConfigDict, open_split: Callable[[str], Source]) -> tuple[Source, order.AnyOrder]:
+    """What is trained on, and in which order; labels and weights are read only if the order depends on them."""
+    d = config.data
+    source = open_split(d.train_split)
+    lengths: Sequence[int] = (len(source),)
+    if d.mix:
+        names = [name for name, _ in d.mix]
+        source = sources.mixture(source, names, data_dir=d.data_dir, positive_class=d.positive_class)
+        lengths = source.lengths
+    return source, order.make(
+        d.sampling,
+        lengths,
+        seed=config.seed,
+        labels=source.labels() if d.sampling == "balanced" else None,
+        weights=source.weights() if d.sampling == "weighted" else None,
+        shares=(1.0, *(weight for _, weight in d.mix)),
+        repeats=d.repeats,
+    )
+
+
 def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
     """This process's rows of the training batches from `start_step` on, as host arrays."""
     c = run.config
-    source = sources.open_source(c.data.name, c.data.train_split, data_dir=c.data.data_dir)
+    source, the_order = open_train(c, run.open_split)
     return pipeline.train_batches(
         source,
-        order=order.Order(len(source), c.seed),
+        order=the_order,
         batch_size=c.batch_size,
         seed=c.seed,
         start_step=start_step,
@@ -271,7 +349,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
 def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
     """(number of batches, global batches of a whole split, padded and masked, on the device)."""
     c = run.config
-    source = sources.open_source(c.data.name, split, data_dir=c.data.data_dir)
+    source = run.open_split(split)
     local = pipeline.eval_batches(
         source,
         batch_size=c.eval.batch_size,

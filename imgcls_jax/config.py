@@ -72,10 +72,17 @@ def base() -> ConfigDict:
     i.preprocessing = True  # take data.mean, data.std and the crop and filter of augment.host_eval from the weights
 
     c.data = d = ConfigDict()
-    d.name = "digits"  # digits | a TFDS name (mnist, fashion_mnist, cifar10, cifar100, imagenet2012) | folder:PATH
+    d.name = (
+        "digits"  # digits | a TFDS name (fashion_mnist, ...) | folder:PATH | manifest:PATH | hf:PATH or hf:OWNER/NAME
+    )
     d.data_dir = placeholder(str)  # where TFDS data sets are prepared; None: TFDS's own default
+    # Splits may be sliced and added up: train[:90%], train[10%:], train[:5000], train[100:200], train+validation.
     d.train_split = "train"  # split to train on
     d.eval_split = ""  # split to evaluate on; "": validation where there is one, else test
+    d.positive_class = ""  # one class against the rest: its name; "": all classes
+    d.mix = ()  # more to train on: ((name, weight), ...), their split train; data.name has weight 1.0
+    d.sampling = "uniform"  # uniform | balanced (each class as often) | weighted (as the records' weights say)
+    d.repeats = 1  # positions in a row that a drawn record fills, each augmented anew (repeated augmentation)
     d.image_size = 8  # pixels, height and width of what the model sees
     d.channels = 1  # 1: grey | 3: RGB
     d.mean = (0.5,)  # per channel or one for all, in units of 0..1 pixels
@@ -118,6 +125,8 @@ def base() -> ConfigDict:
     c.loss = lo = ConfigDict()
     lo.name = "softmax_cross_entropy"  # softmax_cross_entropy | sigmoid_binary_cross_entropy (summed over classes)
     lo.label_smoothing = 0.0  # 0..1
+    lo.class_weights = "none"  # none | inverse (of the class's frequency) | effective (of its effective number)
+    lo.effective_beta = 0.999  # class_weights=effective: 0..1; 0 weighs all classes alike, 1 would be inverse
     lo.aux_weight = 0.3  # weight of the losses of auxiliary classifiers, where a model has them (GoogLeNet)
 
     c.objective = ConfigDict()
@@ -193,7 +202,8 @@ _DATA: dict[str, dict[str, Any]] = {
     "imagenet2012": _IMAGENET,
     "folder": _IMAGENET,
 }
-DATA = tuple(_DATA)  # every ARG that configs/ take; "folder" is written folder:PATH
+DATA = tuple(_DATA)  # every ARG that configs/ take; "folder" is written folder:PATH, manifest:PATH or hf:PATH
+_OWN = ("folder", "manifest", "hf")  # kinds of data sets of one's own: all have the recipes of "folder"
 
 
 def for_data(arg: str) -> ConfigDict:
@@ -212,16 +222,20 @@ def for_data(arg: str) -> ConfigDict:
 
 
 def choose(recipes: dict[str, T], arg: str) -> T:
-    """The entry of a recipe table that ARG names; "folder:PATH" finds the entry "folder".
+    """The entry of a recipe table that ARG names.
+
+    "folder:PATH", "manifest:PATH" and "hf:PATH" find the entry "folder"; "imagenet2012_short256", the same images made
+    smaller, finds "imagenet2012".
 
     Raises:
       ConfigError: for an unknown ARG, naming the nearest.
     """
-    key = "folder" if arg.startswith("folder:") else arg
-    if key not in recipes or arg == "folder":
+    kind, _, path = arg.partition(":")
+    key = "folder" if kind in _OWN and path else re.sub(r"_short[0-9]+$", "", arg)
+    if key not in recipes or arg in _OWN:
         raise ConfigError(
-            f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH for "
-            f"your own images. Known: {', '.join(sorted(recipes))}."
+            f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH, manifest:PATH "
+            f"or hf:PATH for your own images. Known: {', '.join(sorted(recipes))}."
         )
     return recipes[key]
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from imgcls_jax import cli
 from imgcls_jax import config as config_lib
-from imgcls_jax.types import ConfigError, check_choice
+from imgcls_jax.types import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,10 +42,11 @@ def evaluate_run(
     import jax
 
     from imgcls_jax import build, evaluate, train, workdirs, writers
+    from imgcls_jax.data import slices
 
     run = build.build(config)
     split = split or run.eval_split
-    check_choice("--split", split, run.spec.splits)
+    slices.check("--split", split, run.spec)
     step, variables = workdirs.restore_variables(run.abstract_state, workdir, step, ema=ema)
     main_process = jax.process_index() == 0
     progress = writers.Progress(enabled=main_process)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from imgcls_jax.losses import Loss
 from imgcls_jax.types import Batch, PyTree
 
 Variables = Mapping[str, PyTree]
@@ -16,7 +17,7 @@ Variables = Mapping[str, PyTree]
 Objective = Callable[[Variables, Batch, dict[str, jax.Array]], tuple[jax.Array, dict[str, Any]]]
 
 
-def supervised(model: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array], *, aux_weight: float) -> Objective:
+def supervised(model: nn.Module, loss: Loss, *, aux_weight: float) -> Objective:
     """Learns the given targets: `loss(logits [B,K], targets [B,K]) -> [B]`.
 
     Auxiliary classifiers, which a model keeps in the collection `aux_logits`, add `aux_weight` times their losses.

@@ -29,6 +29,16 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
     return jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels.astype(jnp.float32)
 
 
+def top1(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Share, [] float32, of the rows where mask is True whose highest logit is a class with the largest target.
+
+    Targets are [B,K], mixed or of several labels; a row without any label has no right answer.
+    """
+    found = jnp.take_along_axis(targets, logits.argmax(-1, keepdims=True), axis=-1)[:, 0]
+    correct = (found == targets.max(-1)) & (found > 0) & mask
+    return correct.sum(dtype=jnp.float32) / jnp.maximum(mask.sum(), 1)
+
+
 def microbatches(batch: Batch, count: int) -> Batch:
     """[B, ...] -> [count, B / count, ...]; every microbatch takes an equal share of each device's examples."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
@@ -90,14 +100,15 @@ def make_train_step(
     """(state, batch with image [B,H,W,C] uint8) -> (next state, {"loss", "top1", "lr", "grad_norm"}), all float32 [].
 
     Normalisation and augmentation happen here, on the device; random numbers follow from (seed, state.step). top1 is
-    measured in training mode, against the class with the largest share where labels are mixed.
+    measured in training mode, against the class with the largest share where labels are mixed. Rows whose mask is False
+    have no label and no part in loss and top1.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         images, targets = device.apply(
             augmentations,
             device.to_float(batch["image"]),
-            one_hot(batch["label"], num_classes),
+            one_hot(batch["label"], num_classes) * batch["mask"][:, None],
             rng.key(seed, "augment", state.step),
         )
         inputs = {"image": device.normalise(images, mean, std), "target": targets, "mask": batch["mask"]}
@@ -109,10 +120,9 @@ def make_train_step(
         if ema_decay:
             new = {"params": params, "model_state": aux["model_state"]}
             ema = jax.tree.map(lambda old, x: old + (1 - ema_decay) * (x - old), ema, new)
-        correct = aux["logits"].argmax(-1) == targets.argmax(-1)
         logs = {
             "loss": loss,
-            "top1": correct.mean(dtype=jnp.float32),
+            "top1": top1(aux["logits"], targets, batch["mask"]),
             "lr": learning_rate(state.step).astype(jnp.float32),
             "grad_norm": optax.tree.norm(grads),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from imgcls_jax import build as build_lib
 from imgcls_jax import evaluate, pretrained, trees, workdirs, writers
 from imgcls_jax.checkpoint import Checkpointer
+from imgcls_jax.data.sources import Source
 from imgcls_jax.monitor import Monitor
 from imgcls_jax.preemption import EXIT_CODE, Stopper
 from imgcls_jax.state import TrainState
@@ -23,12 +25,12 @@ from imgcls_jax.state import TrainState
 class Loop:
     """One run in one work directory, from wherever it stands to its last step."""
 
-    def __init__(self, config: ConfigDict, workdir: Path) -> None:
+    def __init__(self, config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None = None) -> None:
         config, weights = workdirs.starting_point(config, workdir)
         self.config, self.workdir = config, workdir
         main = jax.process_index() == 0
         self.progress = writers.Progress(enabled=main)
-        self.built = run = build_lib.build(config)
+        self.built = run = build_lib.build(config, data=data)
         workdirs.claim(config, workdir)
         k = config.checkpoint
         self.checkpointer = Checkpointer(
@@ -146,9 +148,15 @@ def evaluate_split(
     return evaluate.evaluate(run.eval_step, variables, batches, class_names=run.spec.class_names, progress=show)
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
-    """Runs or continues the run in `workdir`; prints a table at the end. Returns the exit code."""
-    loop = Loop(config, workdir)
+def train(config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None = None) -> int:
+    """Runs or continues the run in `workdir`; prints a table at the end. Returns the exit code.
+
+    Args:
+      config: a locked config.
+      workdir: new, or of a run of this config.
+      data: for a data set made in Python, as in `build.build`.
+    """
+    loop = Loop(config, workdir, data)
     code = loop.run()
     if code == 0:
         split = loop.built.eval_split

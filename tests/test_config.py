@@ -57,11 +57,29 @@ def test_a_mistake_is_one_sentence_with_the_nearest_key(flag, sentence, capsys):
         ("configs/nosuch.py", "does not exist"),
         (f"{ROOT}/configs/vit.py:digit", "did you mean 'digits'"),
         (f"{ROOT}/configs/vit.py:folder", "write folder:PATH"),
+        (f"{ROOT}/configs/vit.py:manifest", "write folder:PATH, manifest:PATH or hf:PATH"),
+        (f"{ROOT}/configs/vit.py:hf:", "write folder:PATH, manifest:PATH or hf:PATH"),
+        (f"{ROOT}/configs/vit.py:fashion_short28_mnist", "did you mean 'fashion_mnist'"),
     ],
 )
 def test_a_config_that_is_not_there(spec, sentence):
     with pytest.raises(ConfigError, match=sentence):
         config.load(spec)
+
+
+@pytest.mark.parametrize("arg", ["manifest:/photos/all.csv", "hf:/photos", "hf:owner/name", "hf:C:/photos"])
+@pytest.mark.parametrize("file", ["vit", "resnet", "se_resnet", "lenet", "efficientnet"])
+def test_every_data_set_of_ones_own_has_the_recipe_of_folders(file, arg):
+    own, folder = (config.load(f"{ROOT}/configs/{file}.py:{a}") for a in (arg, "folder:/photos"))
+    assert own.data.name == arg
+    folder.data.name = arg
+    assert own.to_dict() == folder.to_dict()
+
+
+def test_images_made_smaller_have_the_recipe_of_the_originals():
+    short, full = (config.load(f"{ROOT}/configs/resnet.py:{a}") for a in ("imagenet2012_short256", "imagenet2012"))
+    assert short.data.name == "imagenet2012_short256"
+    assert short.optimizer.to_dict() == full.optimizer.to_dict() and short.augment.to_dict() == full.augment.to_dict()
 
 
 def test_a_config_file_that_is_broken_is_named(tmp_path):

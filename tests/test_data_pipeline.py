@@ -95,7 +95,7 @@ def test_a_batch_is_what_the_order_says(transforms):
     for step, batch in enumerate(take(train(source, transforms=transforms), 6)):
         index = Order(N, 5).indices(np.arange(step * 40, (step + 1) * 40))
         np.testing.assert_array_equal(batch["index"], index)
-        np.testing.assert_array_equal(batch["label"], source.labels[index])
+        np.testing.assert_array_equal(batch["label"], source.targets[index])
         assert batch["mask"].all()
         if not transforms:
             np.testing.assert_array_equal(batch["image"], source.images[index])
@@ -173,7 +173,7 @@ def test_evaluation_sees_each_example_once(transforms, processes, batch_size):
             mask, index = batch["mask"], batch["index"]
             seen += index[mask].tolist()
             np.testing.assert_array_equal(batch["image"][mask], source.images[index[mask]])
-            np.testing.assert_array_equal(batch["label"][mask], source.labels[index[mask]])
+            np.testing.assert_array_equal(batch["label"][mask], source.targets[index[mask]])
             assert (index[~mask] == -1).all() and not batch["image"][~mask].any() and not batch["label"][~mask].any()
     assert sorted(seen) == list(range(N))
     in_order = [b["index"] for b in evaluate(source, batch_size=batch_size, transforms=transforms)]
@@ -535,7 +535,7 @@ def test_what_is_read_ahead_is_bounded():
 
     read: list[int] = []
     plain = arrays()
-    iterator = train(Counting(plain.images, plain.labels, plain.spec), batch_size=64, num_threads=2)
+    iterator = train(Counting(plain.images, plain.targets, plain.spec), batch_size=64, num_threads=2)
     next(iterator)
     time.sleep(0.3)
     assert len(read) <= 64 + 4 * pipeline.PIECE

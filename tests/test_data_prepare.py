@@ -66,7 +66,7 @@ def test_idx_files_come_back_pixel_for_pixel(name, compress, tmp_path, capsys):
     for split, (images, labels) in splits.items():
         source = sources.open_source(name, split)
         assert isinstance(source, sources.ArraySource) and source.images.shape == (len(images), 28, 28, 1)
-        assert rows(source.images, source.labels) == rows(images, labels)
+        assert rows(source.images, source.targets) == rows(images, labels)
     assert "tensorflow" not in sys.modules
 
     import tensorflow_datasets as tfds
@@ -93,7 +93,7 @@ def test_arrays_are_cached_and_made_anew_when_the_data_set_is(tmp_path, capsys, 
     monkeypatch.setattr(sources, "_tfds_records", lambda *args: pytest.fail("the records were read again"))
     again = sources.open_source("mnist", "train")
     np.testing.assert_array_equal(again.images, first.images)
-    np.testing.assert_array_equal(again.labels, first.labels)
+    np.testing.assert_array_equal(again.targets, first.targets)
     # Prepared anew: other files, or the same at another time.
     for file in (tmp_path / "tfds" / "mnist" / "3.0.1").iterdir():
         os.utime(file, ns=(1, 1))
@@ -107,7 +107,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, capsys, monkey
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     source = sources.open_source("mnist", "test")
-    assert rows(source.images, source.labels) == rows(*splits["test"])
+    assert rows(source.images, source.targets) == rows(*splits["test"])
     assert "decoded anew at each start" in caplog.text
 
 
@@ -148,7 +148,7 @@ def test_cifar_archives_come_back_pixel_for_pixel(name, tmp_path, capsys):
     assert sources.spec(name).class_names == FACTS[name].class_names
     for split in images:
         source = sources.open_source(name, split)
-        assert rows(source.images, source.labels) == rows(images[split], labels[split])
+        assert rows(source.images, source.targets) == rows(images[split], labels[split])
 
 
 def damage_cut(file: Path) -> None:

@@ -78,6 +78,72 @@ def test_large_logits_stay_finite(name):
     assert np.isfinite(gradient).all()
 
 
+def test_counts_are_how_often_each_class_is_met():
+    labels = np.array([0, 2, 2, 0, 4])
+    assert losses.class_counts(labels, 6, np.ones(5)).tolist() == [2, 0, 2, 0, 1, 0]
+    assert losses.class_counts(labels, 6, np.array([0.5, 1, 2, 0.5, 1])).tolist() == [1, 0, 3, 0, 1, 0]
+    several = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], np.float32)
+    assert losses.class_counts(several, 3, np.array([1.0, 1.0, 2.0])).tolist() == [3, 2, 1]
+
+
+def test_inverse_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.random.default_rng(0).choice(4, 1000, p=[0.7, 0.2, 0.09, 0.01])
+    weights = losses.class_weights(np.bincount(labels), "inverse", 0.0)
+    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(4), y=labels), rtol=1e-6)
+    assert weights.dtype == np.float32 and weights[labels].mean() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.99, 0.999, 0.9999])
+def test_effective_weights_are_the_papers_formula(beta):
+    counts = np.array([5000, 1200, 70, 3])  # and the paper's code, written down: beta ** n, mean over classes 1
+    paper = (1.0 - beta) / (1.0 - np.power(beta, counts))
+    paper = paper / paper.sum() * 4
+    weights = losses.class_weights(counts, "effective", beta)
+    np.testing.assert_allclose(weights / weights[0], paper / paper[0], rtol=1e-5)
+    assert (weights * counts).sum() / counts.sum() == pytest.approx(1, rel=1e-6)
+
+
+def test_effective_weights_lie_between_equal_and_inverse():
+    counts = np.array([1e6, 300, 1])
+    np.testing.assert_array_equal(losses.class_weights(counts, "effective", 0.0), 1)
+    near = losses.class_weights(counts, "effective", 1 - 1e-12)
+    np.testing.assert_allclose(near, losses.class_weights(counts, "inverse", 0.0), rtol=1e-5)
+
+
+def test_a_class_without_examples_has_weight_one_and_no_say_in_the_others():
+    for kind in losses.CLASS_WEIGHTS:
+        weights = losses.class_weights(np.array([0, 10, 30, 0]), kind, 0.99)
+        assert weights[0] == weights[3] == 1
+        np.testing.assert_array_equal(weights[1:3], losses.class_weights(np.array([10, 30]), kind, 0.99))
+    with pytest.raises(ValueError, match="inverse or effective"):
+        losses.class_weights(np.ones(2), "inverted", 0.0)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_weighted_multiplies_each_loss_by_the_weight_of_its_class_or_of_its_mixed_classes(name):
+    weights = np.float32([0.1, 0.5, 1, 2, 3])
+    logits, _, dense = example("int")
+    mixed = 0.75 * dense + 0.25 * np.roll(dense, 1, 0)
+    classes = dense.argmax(1)
+    for targets, factor in (
+        (dense, weights[classes]),
+        (mixed, 0.75 * weights[classes] + 0.25 * weights[np.roll(classes, 1)]),
+    ):
+        got = losses.weighted(losses.LOSSES[name], weights)(jnp.float32(logits), jnp.float32(targets))
+        np.testing.assert_allclose(got, factor * REFERENCES[name](logits, targets, 0.0), rtol=1e-5)
+
+
+def test_class_weights_of_the_sigmoid_weigh_the_terms_of_the_sum():
+    logits, _, _ = example("float")
+    several = (np.random.default_rng(1).random((B, K)) < 0.4).astype(np.float32)
+    weights = np.float32([0.1, 0.5, 1, 2, 3])
+    got = losses.sigmoid_binary_cross_entropy(jnp.float32(logits), several, class_weights=weights)
+    p = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(got, -(weights * np.log(np.where(several, p, 1 - p))).sum(1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("targets", [np.zeros(B, np.float32), np.zeros((B, K + 1), np.float32), np.zeros((B, 1))])
 def test_targets_of_another_shape_are_refused(targets):
     with pytest.raises(ValueError, match=r"targets must be \[B\] int or \[B,5\] float"):

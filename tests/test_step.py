@@ -10,6 +10,7 @@ from helpers import tiny_config
 
 from imgcls_jax import build, losses, models, objectives
 from imgcls_jax import step as step_lib
+from imgcls_jax.augment import device
 from imgcls_jax.state import TrainState
 
 MEAN, STD = (0.3,), (0.4,)
@@ -82,6 +83,70 @@ def test_masked_examples_have_no_part_in_the_loss(net):
     got, logs = make(model)(state, batch)
     assert float(logs["loss"]) == pytest.approx(float(value), rel=1e-6)
     close(got.params, params)
+
+
+def test_masked_examples_have_no_label_and_no_part_in_top1(net):
+    model, state, batch = net
+    *_, logits, _ = reference(model, state, batch)
+    prediction = np.asarray(logits).argmax(-1).astype(np.int32)
+    # The right label where the mask is False, a wrong one elsewhere but in row 2.
+    mask = np.arange(8) % 3 != 0
+    label = np.where(mask & (np.arange(8) != 2), (prediction + 1) % 3, prediction).astype(np.int32)
+    _, logs = make(model)(state, {**batch, "mask": mask, "label": label})
+    assert float(logs["top1"]) == pytest.approx(1 / 5)
+
+
+def test_what_is_mixed_with_a_masked_example_is_weighed_by_what_is_left_of_its_own(net):
+    model, state, batch = net
+    mask = np.arange(8) != 3
+    image = np.where(mask[:, None, None, None], batch["image"], 0).astype(np.uint8)
+    seen = {}
+
+    def objective(variables, inputs, rngs):
+        jax.debug.callback(lambda **x: seen.update(x), **inputs)
+        return objectives.supervised(model, losses.softmax_cross_entropy, aux_weight=0.3)(variables, inputs, rngs)
+
+    step = make(model, objective=objective, augmentations=[device.MixUp(1.0)])
+    _, logs = step(state, {**batch, "image": image, "mask": mask})
+    jax.effects_barrier()
+    lam = seen["target"][4].sum()  # of the row that is mixed with the blank
+    assert 0.5 < lam < 1
+    np.testing.assert_allclose(seen["target"].sum(1), [1, 1, 1, 1 - lam, lam, 1, 1, 1], rtol=1e-5)
+    images = image.astype(np.float32) / 255
+    np.testing.assert_allclose(
+        seen["image"] * STD[0] + MEAN[0], lam * images + (1 - lam) * np.roll(images, 1, 0), atol=1e-5
+    )
+    logits, _ = model.apply(
+        {"params": state.params, **state.model_state}, seen["image"], train=True, mutable=["batch_stats"]
+    )
+    each = -(seen["target"] * jax.nn.log_softmax(logits)).sum(1)
+    assert float(logs["loss"]) == pytest.approx(float(each[mask].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "mask", "expected"),
+    [
+        ([[0, 1], [1, 0]], [[0.4, 0.6], [0.4, 0.6]], [1, 1], 0.5),  # mixed: the larger share
+        ([[0, 2, 1], [2, 0, 1]], [[1, 1, 0], [0, 1, 1]], [1, 1], 0.5),  # several: any of them
+        ([[0, 1], [1, 0]], [[0, 0], [1, 0]], [1, 1], 0.5),  # none: no right answer
+        ([[0, 1], [1, 0]], [[0, 1], [0, 1]], [1, 0], 1.0),
+        ([[0, 1]], [[0, 1]], [0], 0.0),
+    ],
+)
+def test_top1(logits, targets, mask, expected):
+    got = step_lib.top1(jnp.float32(logits), jnp.float32(targets), jnp.array(mask, bool))
+    assert got.dtype == jnp.float32 and float(got) == expected
+
+
+def test_several_labels_an_image_reach_the_loss(net):
+    model, state, batch = net
+    several = (np.random.default_rng(0).random((8, 3)) < 0.5).astype(np.float32)
+    objective = objectives.supervised(model, losses.sigmoid_binary_cross_entropy, aux_weight=0.3)
+    _, logs = make(model, objective=objective)(state, {**batch, "label": several})
+    *_, logits, _ = reference(model, state, batch)
+    probabilities = 1 / (1 + np.exp(-np.float64(logits)))
+    expected = -np.log(np.where(several, probabilities, 1 - probabilities)).sum(1).mean()
+    assert float(logs["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_accumulation_of_two_halves_is_the_mean_of_their_gradients(net):

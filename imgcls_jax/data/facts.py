@@ -5,17 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is published about a TFDS data set: version, K, class names in label order, records by split."""
+    """What is published about a TFDS data set.
+
+    Attributes:
+      version: TFDS's, of the folder.
+      class_names: in label order; empty: ImageNet's (`wordnet_ids`).
+      splits: records by split.
+      task: as in `types.Spec`.
+      configs: TFDS's configurations, each a folder of its own and a name, NAME/CONFIG; the first is meant by NAME.
+    """
 
     version: str
     class_names: tuple[str, ...]
     splits: Mapping[str, int]
+    task: str = "multiclass"
+    configs: tuple[str, ...] = ()
 
 
 DIGIT_NAMES = tuple("0123456789")
@@ -31,6 +42,22 @@ _CIFAR100_TEXT = """
     wardrobe whale willow_tree wolf woman worm
 """
 _CIFAR100 = tuple(_CIFAR100_TEXT.split())
+_FLOWERS_TEXT = """
+    pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon
+    orchid; bird of paradise; monkshood; globe thistle; snapdragon; colt's foot; king protea; spear thistle;
+    yellow iris; globe-flower; purple coneflower; peruvian lily; balloon flower; giant white arum lily; fire lily;
+    pincushion flower; fritillary; red ginger; grape hyacinth; corn poppy; prince of wales feathers; stemless
+    gentian; artichoke; sweet william; carnation; garden phlox; love in the mist; mexican aster; alpine sea holly;
+    ruby-lipped cattleya; cape flower; great masterwort; siam tulip; lenten rose; barbeton daisy; daffodil; sword
+    lily; poinsettia; bolero deep blue; wallflower; marigold; buttercup; oxeye daisy; common dandelion; petunia;
+    wild pansy; primula; sunflower; pelargonium; bishop of llandaff; gaura; geranium; orange dahlia; pink-yellow
+    dahlia?; cautleya spicata; japanese anemone; black-eyed susan; silverbush; californian poppy; osteospermum;
+    spring crocus; bearded iris; windflower; tree poppy; gazania; azalea; water lily; rose; thorn apple; morning
+    glory; passion flower; lotus; toad lily; anthurium; frangipani; clematis; hibiscus; columbine; desert-rose;
+    tree mallow; magnolia; cyclamen; watercress; canna lily; hippeastrum; bee balm; ball moss; foxglove;
+    bougainvillea; camellia; mallow; mexican petunia; bromelia; blanket flower; trumpet creeper; blackberry lily
+"""
+_FLOWERS = tuple(" ".join(name.split()) for name in _FLOWERS_TEXT.split(";"))
 
 
 @functools.cache
@@ -49,17 +76,56 @@ FACTS: dict[str, Facts] = {
     "fashion_mnist": Facts("3.0.1", _FASHION, {"train": 60_000, "test": 10_000}),
     "cifar10": Facts("3.0.2", _CIFAR10, {"train": 50_000, "test": 10_000}),
     "cifar100": Facts("3.0.2", _CIFAR100, {"train": 50_000, "test": 10_000}),
+    "oxford_flowers102": Facts("2.1.1", _FLOWERS, {"train": 1020, "validation": 1020, "test": 6149}),
+    # The names of its species are known once it is prepared; until then they are numbers. "test" has no labels.
+    "i_naturalist2021": Facts(
+        "2.0.1",
+        tuple(map(str, range(10_000))),
+        {"train": 2_686_843, "mini": 500_000, "val": 100_000, "test": 500_000},
+    ),
     "imagenet2012": Facts("5.1.0", (), {"train": 1_281_167, "validation": 50_000}),
+    # Test sets for models of ImageNet's 1,000 classes, in its numbering; A and R have images of 200 of them.
+    "imagenet2012_real": Facts("1.0.0", (), {"validation": 50_000}, "multilabel"),
+    "imagenet_v2": Facts("3.0.0", (), {"test": 10_000}, configs=("matched-frequency", "threshold-0.7", "topimages")),
+    "imagenet_a": Facts("0.1.0", (), {"test": 7_500}),
+    "imagenet_r": Facts("0.2.0", (), {"test": 30_000}),
 }
 
 # The data sets that `python -m imgcls_jax.data.prepare` makes.
 PREPARABLE = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 
 
+# What `prepare --resize_short=N` adds to the name of a data set with smaller images.
+_SHORT = re.compile(r"_short[0-9]+$")
+
+
+def find(name: str) -> Facts | None:
+    """The facts of a data set, of one of its configurations NAME/CONFIG, or of the original of NAME_shortN."""
+    base, _, config = _SHORT.sub("", name).partition("/")
+    found = FACTS.get(base)
+    return found if found is not None and (not config or config in found.configs) else None
+
+
+def class_names(found: Facts) -> tuple[str, ...]:
+    """The K class names in label order."""
+    return found.class_names or wordnet_ids()
+
+
+def default_config(name: str) -> str:
+    """The configuration that NAME alone means; "" if it has none, or if the name says it."""
+    found = find(name)
+    return found.configs[0] if found is not None and found.configs and "/" not in name else ""
+
+
 def how_to_prepare(name: str) -> str:
     """A sentence with the command that prepares a TFDS data set."""
-    if name in PREPARABLE:
-        return f"prepare it with `python -m imgcls_jax.data.prepare {name} --from=FOLDER` from its original files."
+    original = _SHORT.sub("", name)
+    if original in PREPARABLE:
+        smaller = f" --resize_short={name.rpartition('_short')[2]}" if original != name else ""
+        return (
+            f"prepare it with `python -m imgcls_jax.data.prepare {original} --from=FOLDER{smaller}` from its original "
+            "files."
+        )
     return (
         f"prepare it on a machine with TensorFlow, with `tfds build {name} --file_format=array_record`, "
         f"and copy the folder {name} here."

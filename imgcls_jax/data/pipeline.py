@@ -198,7 +198,7 @@ class Reader:
     def _gather(self, index: np.ndarray) -> Batch:
         assert isinstance(self.source, ArraySource)
         self._check_shape(self.source.images.shape[1:], 0, "")
-        image, label = self.source.images[index], self.source.labels[index]
+        image, label = self.source.images[index], self.source.targets[index]
         padding = index < 0
         if padding.any():
             image[padding], label[padding] = 0, 0

@@ -1,0 +1,74 @@
+"""Sources whose records are image files: what image folders and manifests have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Hashable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from imgcls_jax.data.protocol import Record
+from imgcls_jax.types import Spec
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileSource:
+    """A split of image files, which are read from the disk each time.
+
+    Attributes:
+      root: the folder that relative paths start from.
+      files: paths relative to the root, or absolute.
+      targets: [N] int32; where `spec.task` is "multilabel", [N,K] float32 of 0 and 1.
+      spec: of the data set.
+      split: the split's name.
+      record_weights: [N] float64, at least 0; None: the data set has none.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    targets: np.ndarray
+    spec: Spec
+    split: str
+    record_weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Record:
+        file, label = self.files[index], self.targets[index]
+        return {"image": (self.root / file).read_bytes(), "label": label if label.ndim else int(label), "file": file}
+
+    def labels(self) -> np.ndarray:
+        """All labels, as `targets`."""
+        return self.targets
+
+    def weights(self) -> np.ndarray | None:
+        """As `record_weights`."""
+        return self.record_weights
+
+
+def fifth(keys: Iterable[tuple[Hashable, str]]) -> np.ndarray:
+    """Which of N files are "test" where nobody says so: a fifth of each group, the same on every machine.
+
+    Within a group the files are put in the order of a hash of their names; the first fifth is taken, rounded, and at
+    least one of two or more.
+
+    Args:
+      keys: N pairs of the group (a class) and the name that is hashed.
+
+    Returns:
+      [N] bool.
+    """
+    groups: dict[Hashable, list[tuple[bytes, int]]] = {}
+    for i, (group, name) in enumerate(keys):
+        digest = hashlib.blake2b(name.encode(errors="surrogateescape")).digest()
+        groups.setdefault(group, []).append((digest, i))
+    chosen = np.zeros(sum(map(len, groups.values())), bool)
+    for ranked in groups.values():
+        count = max(1, round(len(ranked) / 5)) if len(ranked) > 1 else 0
+        chosen[[i for _, i in sorted(ranked)[:count]]] = True
+    return chosen
