@@ -165,15 +165,15 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
 def build_data(
     config: ConfigDict, spec: Spec | None, data: Mapping[str, Source] | None
 ) -> tuple[Spec, Callable[[str], Source]]:
-    """What is known of the data set that the group `data` names, and what opens its splits."""
+    """What is known of the data set that the group `data` names, and what opens its splits, each once."""
     d = config.data
     if data is None:
         spec = spec or sources.spec(d.name, data_dir=d.data_dir, positive_class=d.positive_class)
-        return spec, partial(sources.open_source, d.name, data_dir=d.data_dir, positive_class=d.positive_class)
+        return spec, cache(partial(sources.open_source, d.name, data_dir=d.data_dir, positive_class=d.positive_class))
     spec = sources.spec_of(data, positive_class=d.positive_class)
     if d.name != spec.name:  # config.json would name another data set than the run's
         raise ConfigError(f"data.name='{d.name}', but the data that was handed in is '{spec.name}': give it that name.")
-    return spec, partial(sources.from_splits, data, positive_class=d.positive_class)
+    return spec, cache(partial(sources.from_splits, data, positive_class=d.positive_class))
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:

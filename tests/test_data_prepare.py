@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls_jax.data import prepare, sources
+from imgcls_jax.data import prepare, sources, tfds
 from imgcls_jax.data.facts import FACTS, PREPARABLE
 from imgcls_jax.types import UserError
 
@@ -90,7 +90,7 @@ def test_arrays_are_cached_and_made_anew_when_the_data_set_is(tmp_path, capsys, 
     write_mnist(tmp_path / "in")
     run(capsys, "mnist", f"--from={tmp_path / 'in'}")
     first = sources.open_source("mnist", "train")
-    monkeypatch.setattr(sources, "_tfds_records", lambda *args: pytest.fail("the records were read again"))
+    monkeypatch.setattr(tfds, "_records", lambda *args: pytest.fail("the records were read again"))
     again = sources.open_source("mnist", "train")
     np.testing.assert_array_equal(again.images, first.images)
     np.testing.assert_array_equal(again.targets, first.targets)

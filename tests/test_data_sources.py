@@ -149,14 +149,33 @@ def test_folder_with_every_split(tmp_path):
 
 def test_folder_takes_validation_for_val_any_case_and_no_hidden_files(tmp_path):
     make_folder(tmp_path, {"train/a": 1, "validation/a": 1})
-    for name in ["b.JPG", "c.Jpeg", "d.BMP", "e.webp"]:
+    names = ["b.JPG", "c.Jpeg", "d.BMP", "e.webp", "f.tif", "g.TIFF"]
+    for name in names:
         write_image(tmp_path / "train" / "a" / name, 0)
+    (tmp_path / "train" / "a" / "h.gif").write_bytes(b"GIF89a")
     for name in ["train/a/._b.jpg", "train/a/notes.txt", "train/.ipynb_checkpoints/x.png", "train/README.md"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     source = sources.open_source(f"folder:{tmp_path}", "train")
-    assert source.files == tuple(f"train/a/{n}" for n in ["000.png", "b.JPG", "c.Jpeg", "d.BMP", "e.webp"])
-    assert dict(source.spec.splits) == {"train": 5, "validation": 1}
+    assert source.files == tuple(f"train/a/{n}" for n in ["000.png", *names, "h.gif"])
+    assert dict(source.spec.splits) == {"train": 8, "validation": 1}
+
+
+def test_any_name_of_a_file_or_class_will_do(tmp_path):
+    """Newlines, other alphabets, quotes, and bytes that are no text at all, as old archives have them."""
+    files = [b"zwei\nzeilen.png", "猫 😀.PNG".encode(), b"a'b\"c;%s{x}.jpg", b"latin\xe9.png"]
+    for folder in (b"train/one\nclass", "train/日本".encode(), b"train/one\nclass\xff"):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), folder))
+        for file in files:
+            Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), folder, file))).write_bytes(file)
+    name = f"folder:{tmp_path}"
+    found = {}
+    for split in ("train[:50%]", "train[50%:]+test"):
+        source = sources.open_source(name, split)
+        found |= {source[i]["file"]: source[i]["image"] for i in range(len(source))}
+    assert len(found) == 12 and set(found.values()) == set(files)
+    assert all(os.fsencode(file).endswith(data) for file, data in found.items())
+    assert sources.spec(name).num_classes == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])

@@ -47,7 +47,10 @@ class ArraySource:
             raise UserError(
                 f"{where}: labels are {self.targets.dtype} {list(self.targets.shape)}: give {dtype} {list(shape)}."
             )
-        bad = np.flatnonzero((self.targets < 0) | (self.targets >= (1.5 if several else self.spec.num_classes)))
+        if several:
+            bad = np.flatnonzero((self.targets != 0) & (self.targets != 1))
+        else:
+            bad = np.flatnonzero((self.targets < 0) | (self.targets >= self.spec.num_classes))
         if bad.size:
             index = np.unravel_index(bad[0], shape)
             expected = "0 or 1" if several else f"0 to {self.spec.num_classes - 1}"
@@ -99,14 +102,16 @@ def from_arrays(
     several = labels.ndim == 2
     if not several and labels.size and labels.dtype.kind not in "iu":
         raise UserError(f"{name}:{split}: labels are {labels.dtype}: give integers [N], or [N,K] of 0 and 1.")
+    # Clipped: a label that is too large for 32 bits is to be found out of range, not wrapped around into it.
+    targets = labels.astype(np.float32) if several else labels.astype(np.int64).clip(-1, 2**31 - 1).astype(np.int32)
     if class_names is None:
-        count = labels.shape[1] if several else int(labels.max(initial=-1)) + 1
+        count = labels.shape[1] if several else int(targets.max(initial=-1)) + 1
         class_names = tuple(map(str, range(count)))
     task = "multilabel" if several else "multiclass"
     spec = Spec(name, len(class_names), tuple(class_names), {split: len(images)}, task)
     return ArraySource(
         images[..., None] if images.ndim == 3 else images,
-        labels.astype(np.float32 if several else np.int32),
+        targets,
         spec,
         split,
         None if weights is None else np.asarray(weights, np.float64),

@@ -127,6 +127,6 @@ def how_to_prepare(name: str) -> str:
             "files."
         )
     return (
-        f"prepare it on a machine with TensorFlow, with `tfds build {name} --file_format=array_record`, "
-        f"and copy the folder {name} here."
+        f"prepare it on a machine with TensorFlow, with `tfds build {original} --file_format=array_record`, "
+        f"and copy the folder {original} here."
     )

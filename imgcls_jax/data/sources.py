@@ -34,6 +34,7 @@ __all__ = [
     "check_mix",
     "eval_split",
     "from_arrays",
+    "from_splits",
     "mixture",
     "open_source",
     "spec",

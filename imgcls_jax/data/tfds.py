@@ -254,6 +254,6 @@ def _save(source: TfdsSource, target: Path, **arrays: np.ndarray) -> bool:
                 if not target.exists():  # else another process was faster, with the same content
                     raise
     except OSError as error:
-        _log.warning("%s:%s is read anew at each start: %s", source.spec.name, source.split, error)
+        _log.warning("%s:%s is read and decoded anew at each start: %s", source.spec.name, source.split, error)
         return False
     return True
