@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from imgcls_jax.data import decode
-from imgcls_jax.data.facts import DIGIT_NAMES, FACTS, how_to_prepare, wordnet_ids
+from imgcls_jax.data.facts import DIGIT_NAMES, FACTS, how_to_prepare, tfds_path
 from imgcls_jax.types import ConfigError, Spec, UserError, nearest
 
 _log = logging.getLogger(__name__)
@@ -172,13 +172,12 @@ def spec(name: str, *, data_dir: str | os.PathLike | None = None) -> Spec:
             f"{tfds_dir(data_dir)}; known: {', '.join(known)}."
         )
     facts = FACTS[name]
-    class_names = wordnet_ids() if name == "imagenet2012" else facts.class_names
-    return Spec(name, len(class_names), class_names, facts.splits)
+    return Spec(name, len(facts.class_names), facts.class_names, facts.splits)
 
 
 def eval_split(spec: Spec) -> str:
-    """The split to evaluate on while training: "validation" where there is one, else "test"."""
-    return "validation" if "validation" in spec.splits else "test"
+    """The split to evaluate on while training: "validation" (or "val") where there is one, else "test"."""
+    return next((split for split in ("validation", "val") if split in spec.splits), "test")
 
 
 def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> Source:
@@ -254,7 +253,7 @@ def _digits(the_spec: Spec, split: str) -> ArraySource:
 
 def _prepared(name: str, data_dir: str | os.PathLike | None) -> Path | None:
     """The folder of a prepared TFDS data set, of its newest version; None if there is none."""
-    parent = tfds_dir(data_dir) / name
+    parent = tfds_dir(data_dir) / tfds_path(name)
     versions = [p.parent for p in parent.glob("*.*.*/dataset_info.json")]
     versions = [p for p in versions if p.name.replace(".", "").isdigit()]
     return max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
