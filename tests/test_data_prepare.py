@@ -199,7 +199,7 @@ def test_missing_files_unknown_names_and_exit_codes(tmp_path, capsys):
     code, _, err = run(capsys, "fashon_mnist")
     assert code == 2 and "did you mean 'fashion_mnist'" in err
     code, _, err = run(capsys, "imagenet2012")
-    assert code == 2 and "tfds build imagenet2012 --file_format=array_record" in err
+    assert code == 1 and "ILSVRC2012_img_train.tar is not in" in err
     with pytest.raises(SystemExit) as error:
         prepare.main([])
     assert error.value.code == 2

@@ -13,10 +13,10 @@
 | i_naturalist2021 | {train,val,train_mini}.tar.gz and {...}.json.tar.gz (or one pair of them) |
 | any other name | --from is an image folder, as for `folder:PATH` |
 
-The result is what TFDS itself would have written in ArrayRecord format (prepare_shards.py), and `tfds.data_source(NAME)`
-reads it. Images that are files keep their bytes. With --resize_short, the data set NAME_shortN is written, with every
-image shrunk to a short side of at most N. If the command is interrupted, in whatever way, give it again: it goes on with
-the first unfinished shard, and the result is the same, byte for byte.
+The result is what TFDS itself would have written in ArrayRecord format (prepare_shards.py), and
+`tfds.data_source(NAME)` reads it. Images that are files keep their bytes. With --resize_short, the data set NAME_shortN
+is written, with every image shrunk to a short side of at most N. If the command is interrupted, in whatever way, give
+it again: it goes on with the first unfinished shard, and the result is the same, byte for byte.
 
 --verify also compares the original files with their published SHA-256, and the result with its checksums; for a data
 set that is there already it does only the latter.
@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from imgcls_jax.data import prepare_archives, prepare_arrays, prepare_shards, sources
-from imgcls_jax.data.facts import FACTS, folder, tfds_file
+from imgcls_jax.data.facts import FACTS, tfds_file, tfds_path
 from imgcls_jax.data.prepare_shards import Original
 from imgcls_jax.data.prepare_shrink import Shrink
 from imgcls_jax.types import ConfigError, UserError, nearest
@@ -48,25 +48,24 @@ from imgcls_jax.types import ConfigError, UserError, nearest
 # Where a package of the operating system puts the files (Debian: dataset-fashion-mnist).
 SYSTEM_FOLDERS = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
-_IDX = {
-    file: (file, f"{file}.gz", file.replace("-idx", ".idx"))
-    for pair in prepare_arrays.IDX_FILES.values()
-    for file in pair
-}
+_IDX = [file for pair in prepare_arrays.IDX_FILES.values() for file in pair]
 _INATURALIST = {"train": "train", "mini": "train_mini", "val": "val"}
+
+
+def _idx(prefix: str) -> dict[str, tuple[str, ...]]:
+    return {f: (f, f"{f}.gz", f.replace("-idx", ".idx"), f"{prefix}_{f}*.gz") for f in _IDX}
+
 
 # By data set, by what its reader calls an original file: the names it may have; what TFDS calls it, as a pattern, last.
 ORIGINALS: dict[str, dict[str, tuple[str, ...]]] = {
-    "mnist": {file: (*names, f"cvdf-datasets_mnist_{file}*.gz") for file, names in _IDX.items()},
-    "fashion_mnist": {file: (*names, f"fashion-mnist_{file}*.gz") for file, names in _IDX.items()},
+    "mnist": _idx("cvdf-datasets_mnist"),
+    "fashion_mnist": _idx("fashion-mnist"),
     "cifar10": {"archive": ("cifar-10-binary.tar.gz", "cs.toronto.edu_kriz_cifar-10-binary*.gz")},
     "cifar100": {"archive": ("cifar-100-binary.tar.gz", "cs.toronto.edu_kriz_cifar-100-binary*.gz")},
     "imagenet2012": {"train": ("ILSVRC2012_img_train.tar",), "validation": ("ILSVRC2012_img_val.tar",)},
     "imagenet_a": {"test": ("imagenet-a.tar", "*imagenet-a*.tar")},
     "imagenet_r": {"test": ("imagenet-r.tar", "*imagenet-r*.tar")},
-    "imagenet_v2": {
-        "test": ("imagenetv2-matched-frequency.tar.gz", "*imagenetv2-matched-freq*.gz", "imagenetv2-m*.tar")
-    },
+    "imagenet_v2": {"test": ("imagenetv2-matched-frequency.tar.gz", "*imagenetv2-matched-freq*")},
     "oxford_flowers102": {
         "images": ("102flowers.tgz", "102flowers.tar", "*flowers_102_102flowers*.tgz"),
         "labels": ("imagelabels.mat", "*flowers_102_imagelabels*.mat"),
@@ -82,16 +81,13 @@ ORIGINALS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Data sets of which some files may be missing: each group of files makes a split.
-PARTS = {
+PARTS: dict[str, list[tuple[str, ...]]] = {
     "imagenet2012": [("train",), ("validation",)],
     "i_naturalist2021": [(split, f"{split}_json") for split in _INATURALIST],
 }
 
 READERS: dict[str, Callable[[Mapping[str, Path], Path], Original]] = {
-    **{
-        name: functools.partial(prepare_arrays.arrays, name)
-        for name in ("mnist", "fashion_mnist", "cifar10", "cifar100")
-    },
+    **{n: functools.partial(prepare_arrays.arrays, n) for n in ("mnist", "fashion_mnist", "cifar10", "cifar100")},
     "imagenet2012": prepare_archives.imagenet2012,
     "imagenet_a": prepare_archives.imagenet_like("imagenet_a", key="{file}", file_name="{file}"),
     "imagenet_r": prepare_archives.imagenet_like("imagenet_r", key="{folder}_{file}", file_name="{folder}/{file}"),
@@ -141,15 +137,15 @@ def check_originals(name: str, files: Mapping[str, Path], *, verify: bool) -> No
     Raises:
       UserError: `verify` is set and a checksum differs.
     """
-    known = {}
+    known: dict[str, tuple[int, str]] = {}  # size in bytes and SHA-256 by file name
     listing = tfds_file(f"datasets/{name}/checksums.tsv")
     for line in listing.read_text().splitlines() if listing else []:
-        url, size, checksum = line.split()[:3]
-        known[url.rsplit("/", 1)[-1]] = int(size), checksum
+        url, length, digest = line.split()[:3]
+        known[url.rsplit("/", 1)[-1]] = int(length), digest
     for path in files.values():
-        size, checksum = known.get(path.name, (None, None))
-        if size is None:
+        if path.name not in known:
             continue
+        size, checksum = known[path.name]
         if path.stat().st_size != size:
             print(f"WARNING: {path} has {path.stat().st_size:,} bytes, the published file has {size:,}.", flush=True)
         elif verify:
@@ -209,7 +205,7 @@ def prepare(
     """
     version = FACTS[name].version if name in READERS else "1.0.0"
     result = f"{name}_short{shrink.short}" if shrink else name
-    target = data_dir / folder(result) / version
+    target = data_dir / tfds_path(result) / version
     try:
         with _workplace(target.parent) as scratch:
             if (target / "dataset_info.json").exists():
@@ -217,6 +213,8 @@ def prepare(
                 print(f"{result} is already prepared in {target}.")
             else:
                 original = read_original(name, source, data_dir, scratch, verify=verify)
+                if shrink and min(original.shape) > 0:
+                    raise ConfigError(f"--resize_short is for photographs: {name} is {list(original.shape)} already.")
                 original = dataclasses.replace(original, name=result)
                 description = _describe(name, original, shrink)
                 print(f"{result}: writing {target}", flush=True)

@@ -18,10 +18,8 @@ from typing import BinaryIO, NamedTuple
 
 from imgcls_jax.data import sources
 from imgcls_jax.data.facts import FACTS, tfds_file, wordnet_ids
-from imgcls_jax.data.prepare_shards import Entry, Extent, Original
+from imgcls_jax.data.prepare_shards import Columns, Entry, Extent, Original
 from imgcls_jax.types import UserError
-
-IMAGENET_COLUMNS = ("label", "file_name")
 
 
 class Member(NamedTuple):
@@ -113,18 +111,14 @@ def imagenet2012(files: Mapping[str, Path], scratch: Path) -> Original:
     if "validation" in files:
         path = tfds_file("datasets/imagenet2012/validation_labels.txt")
         if path is None:
-            raise UserError(
-                "TFDS's list of ImageNet's validation labels is not installed: install tensorflow-datasets."
-            )
+            raise UserError("ImageNet's validation labels are in the package tensorflow-datasets: install it.")
         labels = path.read_text().split()
         splits["validation"] = []
         for member in members(files["validation"]):
             name = PurePosixPath(member.name).name
             number = name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG")
             if not number.isdigit() or not 1 <= int(number) <= len(labels):
-                raise UserError(
-                    f"{files['validation']} has a file {member.name}: expected ILSVRC2012_val_NNNNNNNN.JPEG."
-                )
+                raise UserError(f"{files['validation']} has {member.name}: expected ILSVRC2012_val_NNNNNNNN.JPEG.")
             label = numbers[labels[int(number) - 1]]
             splits["validation"].append(_entry(name, (label, name), files["validation"], member))
     return _original("imagenet2012", splits, files, label=wordnet_ids(), encoding="jpeg")
@@ -161,12 +155,12 @@ def oxford_flowers102(files: Mapping[str, Path], scratch: Path) -> Original:
     """102flowers.tgz, with the labels (from 1) in imagelabels.mat and the splits in setid.mat."""
     from scipy.io import loadmat  # imported here: only this data set needs it; it comes with scikit-learn
 
-    columns = {}
+    columns: dict[str, list[int]] = {}
     for file, names in {"labels": ["labels"], "splits": ["trnid", "tstid", "valid"]}.items():
         try:
             content = loadmat(files[file])
             columns |= {name: content[name].reshape(-1).tolist() for name in names}
-        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # scipy's reader trusts the file: what it raises for another one may be anything
             raise UserError(f"{files[file]} is not the published file ({error}): get a fresh copy of it.") from error
     path = plain_tar(files["images"], scratch)
     found = {PurePosixPath(member.name).name: member for member in members(path)}
@@ -187,7 +181,8 @@ def i_naturalist2021(files: Mapping[str, Path], scratch: Path) -> Original:
     splits: dict[str, list[Entry]] = {}
     names: dict[str, tuple[str, ...]] = {}
     for split in [s for s in ("train", "mini", "val") if s in files]:
-        annotations = _read_json(files[f"{split}_json"], scratch)
+        listing = files[f"{split}_json"]
+        annotations = _read_json(listing, scratch)
         try:
             categories = [(_tidy(c["name"]), _tidy(c["supercategory"])) for c in annotations["categories"]]
             names["label"] = tuple(label for label, _ in categories)
@@ -195,21 +190,21 @@ def i_naturalist2021(files: Mapping[str, Path], scratch: Path) -> Original:
             labels = {a["image_id"]: a["category_id"] for a in annotations["annotations"]}
             images = {PurePosixPath(image["file_name"]).stem: image["id"] for image in annotations["images"]}
         except (KeyError, TypeError) as error:
-            raise UserError(f"{files[f'{split}_json']} is not the published file: it has no {error}.") from error
+            raise UserError(f"{listing} is not the published file: it has no {error}.") from error
         groups = [names["supercategory"].index(group) for _, group in categories]
         path = plain_tar(files[split], scratch)
         splits[split] = []
         for member in members(path):
             stem = PurePosixPath(member.name).stem
-            if stem not in images:
+            image_id = images.get(stem, -1)
+            label = labels.get(image_id, -1)
+            if not 0 <= label < len(groups):
                 raise UserError(
-                    f"{files[split]} has {member.name}, and {files[f'{split}_json']} has not: they must match."
+                    f"{listing} has no class for {member.name} of {files[split]}: get fresh copies of both."
                 )
-            image_id = images[stem]
-            label = labels[image_id]
             values = (label, groups[label], member.name, stem, image_id)
             splits[split].append(_entry(image_id, values, path, member))
-    columns = {**names, "file_name": "text", "file_id": "text", "id": "int"}
+    columns: Columns = {**names, "file_name": "text", "file_id": "text", "id": "int"}
     return Original("i_naturalist2021", FACTS["i_naturalist2021"].version, columns, splits, stamp=_stamp(files))
 
 
@@ -266,7 +261,7 @@ def _entry(key: str | int, values: tuple[int | str, ...], path: Path, member: Me
 def _original(
     name: str, splits: dict[str, list[Entry]], files: Mapping[str, Path], *, label: tuple[str, ...], encoding: str = ""
 ) -> Original:
-    columns = {"label": label, "file_name": "text"}
+    columns: Columns = {"label": label, "file_name": "text"}
     return Original(name, FACTS[name].version, columns, splits, encoding=encoding, stamp=_stamp(files))
 
 

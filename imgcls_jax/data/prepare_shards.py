@@ -1,8 +1,9 @@
 """Writes a data set as TFDS would, in ArrayRecord shards: in parallel, resumable, the same bytes every time.
 
-The records come in TFDS's order (by a hash of the split's name and the record's key) and in as many shards as TFDS
-makes, so that a slice like `train[:90%]` holds the same records as with the stock data set. No byte depends on time, on
-the number of workers or on how often the writing was interrupted. The work goes on in a folder beside the final one:
+The records come in TFDS's order (by a hash of the split's name and the record's key), so that a slice such as
+`train[:90%]` holds the same records as with the stock data set, and in as many shards as TFDS makes of so many bytes.
+No byte depends on time, on the number of workers or on how often the writing was interrupted. The work goes on in a
+folder beside the final one:
 
     DATA_DIR/NAME/incomplete.VERSION-DIGEST/temporary/   what is being written: removed at the next start
                                             notes/       size and checksum of each finished shard
@@ -16,6 +17,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,6 +37,10 @@ from imgcls_jax.types import UserError
 MIN_SHARD_BYTES = 64 * 2**20
 
 CHECKSUMS = "checksums.json"
+
+
+# The features beside the image: class names in label order, or "text", or "int".
+Columns = Mapping[str, tuple[str, ...] | str]
 
 
 class Extent(NamedTuple):
@@ -60,8 +66,7 @@ class Original:
     Attributes:
       name: TFDS's name.
       version: TFDS's version.
-      columns: the features beside the image, in the order of `Entry.values`: class names in label order, or "text", or
-        "int". One is "label".
+      columns: the features beside the image, in the order of `Entry.values`. One is "label".
       splits: by split, its records in any order.
       shape: of every image, [H,W,C], -1 where they differ.
       encoding: "jpeg", or "" if the images are of several kinds.
@@ -70,7 +75,7 @@ class Original:
 
     name: str
     version: str
-    columns: Mapping[str, tuple[str, ...] | str]
+    columns: Columns
     splits: Mapping[str, Sequence[Entry]]
     shape: tuple[int, int, int] = (-1, -1, 3)
     encoding: str = ""
@@ -133,13 +138,13 @@ def plan(original: Original, work: Path, shrink: Shrink | None) -> list[Shard]:
     shards = []
     for split, entries in original.splits.items():
         ordered = sorted(entries, key=lambda entry: _order(split, entry.key))
-        for a, b in zip(ordered, ordered[1:], strict=False):
+        for a, b in itertools.pairwise(ordered):
             if a.key == b.key:
                 raise UserError(f"{original.name}:{split} has two images called {a.key}: get fresh original files.")
         size = sum(len(e.image) if isinstance(e.image, bytes) else e.image.size for e in ordered)
         count = number_of_shards(size, len(ordered))
         bounds = [round(len(ordered) * i / count) for i in range(count + 1)]
-        for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
             path = work / "data" / f"{original.name}-{split}.array_record-{i:05d}-of-{count:05d}"
             columns = tuple(original.columns)
             shards.append(Shard(path, f"{original.name}:{split}", columns, ordered[start:stop], shrink))
@@ -148,9 +153,8 @@ def plan(original: Original, work: Path, shrink: Shrink | None) -> list[Shard]:
 
 def number_of_shards(size: int, records: int) -> int:
     """TFDS's number of shards for a split of `size` bytes, up to one TiB."""
-    return next(
-        (n for n in (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2) if n <= min(size // MIN_SHARD_BYTES, records)), 1
-    )
+    most = max(1, min(size // MIN_SHARD_BYTES, records, 1024))
+    return 1 << (most.bit_length() - 1)  # the greatest power of two up to it
 
 
 def _order(split: str, key: str | int) -> bytes:
@@ -402,9 +406,7 @@ def verify(target: Path, workers: int) -> int:
     try:
         sums = json.loads((target / CHECKSUMS).read_text())["sha256"]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{target} has no readable {CHECKSUMS} to verify by: remove it and prepare it again."
-        ) from error
+        raise UserError(f"{target} has no readable {CHECKSUMS}: remove it and prepare it again.") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as executor:  # hashing and reading let go of the interpreter
         found = dict(zip(sums, executor.map(lambda name: sha256(target / name), sums), strict=True))
     if bad := [name for name in sums if found[name] != sums[name]]:
