@@ -267,7 +267,7 @@ def test_order_shards_and_metadata_are_tfdss(tmp_path, capsys, monkeypatch):
         assert [r["file_name"] for r in opened[0]] == [r["file_name"] for r in opened[1]]
     monkeypatch.undo()
     for size in (1, 2**26 - 1, 2**26, 2**27, 345 * 2**20, 5 * 2**30, 130 * 2**30, 900 * 2**30):
-        for count in (1000, 1_281_167):
+        for count in (2_000, 1_281_167):
             expected = shard_utils.ShardConfig(overhead=0).calculate_number_shards(size - 16 * count, count)
             assert prepare_shards.number_of_shards(size, count) == expected
 

@@ -1,4 +1,4 @@
-"""`prepare` in real processes, killed with SIGKILL: what it leaves is picked up, and no byte shows that it was killed."""
+"""`prepare` in real processes, killed with SIGKILL: another start goes on, and no byte tells that it was killed."""
 
 import io
 import os
@@ -16,10 +16,12 @@ from PIL import Image
 
 from imgcls_jax.data import prepare, prepare_shards
 
-# Small shards, so that a small data set has many.
+# Small shards, so that a small data set has many; and slow, so that there is time to kill. Workers import this too.
 CODE = """
-import sys
+import sys, time
 from imgcls_jax.data import prepare, prepare_shards
+encode = prepare_shards.encode
+prepare_shards.encode = lambda example: time.sleep(0.004) or encode(example)
 prepare_shards.MIN_SHARD_BYTES = 150_000
 if __name__ == "__main__":
     sys.exit(prepare.main(sys.argv[1:]))
@@ -97,12 +99,12 @@ def test_killed_again_and_again_it_writes_the_same_bytes(options, folder, tmp_pa
     rng = random.Random(0)
     finished: dict[str, int] = {}
     kills = 0
-    for wanted in (0, 1, 8, 20):
+    for wanted in (0, 2, 12):
         process = start(arguments)
         # Until so many more shards are there, and then some.
         while process.poll() is None and len(list(parent.glob("incomplete.*/data/*"))) < max(wanted, len(finished)):
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02) if wanted else 0.3)
+        time.sleep(rng.uniform(0, 0.04) if wanted else 0.3)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:  # it was faster than the kill
@@ -117,11 +119,11 @@ def test_killed_again_and_again_it_writes_the_same_bytes(options, folder, tmp_pa
         assert now.items() >= finished.items(), "a finished shard was written again"
         assert all((parent / p).read_bytes() == expected[p.name] for p in parent.glob("incomplete.*/data/*"))
         finished = now
-    assert kills >= 3 and len(finished) >= 8
+    assert kills >= 2 and finished  # three, unless this machine is very slow at killing
     process = start(arguments)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 or kills < 4, output
-    if kills == 4 and len(finished) < shards:
+    assert process.returncode == 0, output
+    if kills == 3:
         assert f"{len(finished)} of 32 shards are there already" in output
     assert [p.name for p in parent.iterdir()] == ["0.2.0"]
     assert content(parent / "0.2.0") == expected
