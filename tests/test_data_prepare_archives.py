@@ -305,6 +305,12 @@ def test_what_is_no_tar_is_named(content, tmp_path, capsys):
     assert code == 1 and "imagenet-a.tar is truncated or damaged" in err and err.count("\n") == 1
 
 
+def test_what_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "imagenet-a.tar").mkdir()
+    code, _, err = run(capsys, "imagenet_a", f"--from={tmp_path}")
+    assert code == 1 and "Is a directory" in err and str(tmp_path / "imagenet-a.tar") in err and err.count("\n") == 1
+
+
 def test_a_damaged_header_is_not_the_end(tmp_path, capsys):
     write_imagenet(tmp_path / "in")
     path = tmp_path / "in" / "ILSVRC2012_img_val.tar"

@@ -21,7 +21,7 @@ it again: it goes on with the first unfinished shard, and the result is the same
 --verify also compares the original files with their published SHA-256, and the result with its checksums; for a data
 set that is there already it does only the latter.
 
-Exit codes: 0 prepared, or already there; 1 a file is missing or damaged; 2 bad command line.
+Exit codes: 0 prepared, or already there; 1 a file is missing or damaged; 2 bad command line; 130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations
@@ -176,8 +176,11 @@ def read_original(name: str, source: Path | None, data_dir: Path, scratch: Path,
             raise UserError(f"'{name}' is not a known data set{hint}, so --from is an image folder: {error}") from error
     files = find_files(name, source, data_dir)
     print(f"{name}: reading {', '.join(str(path) for path in files.values())}", flush=True)
-    check_originals(name, files, verify=verify)
-    return READERS[name](files, scratch)
+    try:
+        check_originals(name, files, verify=verify)
+        return READERS[name](files, scratch)
+    except OSError as error:
+        raise UserError(f"The original files of {name} cannot be read ({error}): mend that and try again.") from error
 
 
 def prepare(
@@ -302,6 +305,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on where this one stopped.", file=sys.stderr)
+        return 130
     return 0
 
 
