@@ -298,6 +298,15 @@ def test_a_truncated_tar_is_named(archive, cut, tmp_path, capsys):
     assert not (tmp_path / "tfds" / "imagenet2012").exists()
 
 
+@pytest.mark.parametrize("keep", [0, 300, 1_500, 2_600])
+def test_a_truncated_tar_in_a_whole_one_is_named(keep, tmp_path, capsys):
+    one, other = (tar({f"{IDS[c]}_{i}.JPEG": jpeg(10 * c + i) for i in range(3)}) for c in (0, 1))
+    contents = {f"{IDS[0]}.tar": one[:keep], f"{IDS[1]}.tar": other}
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar(contents))
+    code, _, err = run(capsys, "imagenet2012", f"--from={tmp_path}")
+    assert code == 1 and f"({IDS[0]}.tar) is truncated or damaged" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100])
 def test_what_is_no_tar_is_named(content, tmp_path, capsys):
     (tmp_path / "imagenet-a.tar").write_bytes(content)
