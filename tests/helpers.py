@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,3 +88,17 @@ def checkpoint_arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays
+
+
+def tar(contents: dict[str, bytes], mode: str = "w") -> bytes:
+    """A tar archive of files by their names, each after an entry for its folder."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        for name, data in contents.items():
+            folder = tarfile.TarInfo(os.path.dirname(name) or ".")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()

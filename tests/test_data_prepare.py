@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls_jax.data import prepare, sources, tfds
+from imgcls_jax.data import prepare, prepare_arrays, sources, tfds
 from imgcls_jax.data.facts import FACTS, PREPARABLE
 from imgcls_jax.types import UserError
 
@@ -28,7 +28,7 @@ def write_mnist(folder: Path, *, compress: bool = True) -> dict[str, tuple[np.nd
         images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         labels = rng.integers(0, 10, n, dtype=np.uint8)
         splits[split] = (images, labels)
-        for name, array in zip(prepare.IDX_FILES[split], splits[split], strict=True):
+        for name, array in zip(prepare_arrays.IDX_FILES[split], splits[split], strict=True):
             data = idx(array)
             (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(data) if compress else data)
     return splits
@@ -52,7 +52,7 @@ def run(capsys, *args: str) -> tuple[int, str, str]:
 
 
 def test_what_prepare_makes_is_known():
-    assert set(prepare.DOWNLOAD_PREFIXES) == set(PREPARABLE) <= set(FACTS)
+    assert set(prepare.READERS) == set(prepare.ORIGINALS) == set(PREPARABLE)
 
 
 @pytest.mark.parametrize(("name", "compress"), [("fashion_mnist", True), ("mnist", False)])
@@ -124,16 +124,16 @@ def test_files_that_tfds_downloaded_are_found(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_archives_come_back_pixel_for_pixel(name, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    columns, k = list(prepare.CIFAR_LABELS[name]), len(FACTS[name].class_names)
+    columns, k = list(prepare_arrays.CIFAR_LABELS[name]), len(FACTS[name].class_names)
     images, labels, members = {}, {}, {}
-    for split, files in prepare.CIFAR_FILES[name].items():
+    for split, files in prepare_arrays.CIFAR_FILES[name].items():
         images[split] = rng.integers(0, 256, (10 * len(files), 32, 32, 3), dtype=np.uint8)
         labels[split] = rng.integers(0, k, 10 * len(files), dtype=np.uint8)
         records = images[split].transpose(0, 3, 1, 2).reshape(len(labels[split]), -1)
         coarse = [labels[split] // 5] if len(columns) == 2 else []
         records = np.column_stack([*coarse, labels[split], records])
         members |= {f: part.tobytes() for f, part in zip(files, np.split(records, len(files)), strict=True)}
-    members[prepare.CIFAR_LABELS[name]["label"]] = "\n".join([*FACTS[name].class_names, ""]).encode()
+    members[prepare_arrays.CIFAR_LABELS[name]["label"]] = "\n".join([*FACTS[name].class_names, ""]).encode()
     if len(columns) == 2:
         members["coarse_label_names.txt"] = "\n".join(f"group{i}" for i in range(20)).encode()
     archive = tmp_path / "in" / f"{name.replace('cifar', 'cifar-')}-binary.tar.gz"
@@ -199,7 +199,7 @@ def test_missing_files_unknown_names_and_exit_codes(tmp_path, capsys):
     code, _, err = run(capsys, "fashon_mnist")
     assert code == 2 and "did you mean 'fashion_mnist'" in err
     code, _, err = run(capsys, "imagenet2012")
-    assert code == 2 and "tfds build imagenet2012 --file_format=array_record" in err
+    assert code == 1 and "ILSVRC2012_img_train.tar is not in" in err
     with pytest.raises(SystemExit) as error:
         prepare.main([])
     assert error.value.code == 2

@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny_config
 
 from imgcls_jax import build
-from imgcls_jax.data import pipeline, sources, views
+from imgcls_jax.data import order, pipeline, sources, views
 from imgcls_jax.types import ConfigError, Spec, UserError
 
 
@@ -73,7 +73,13 @@ def test_arrays_that_are_no_images_and_labels(images, labels, kwargs, sentence):
 def test_arrays_go_through_the_pipeline():
     source = some_arrays()
     batches = pipeline.train_batches(
-        source, batch_size=10, seed=0, start_step=0, rows=np.arange(10), image_shape=(8, 8, 1)
+        source,
+        order=order.Order(len(source), 0),
+        batch_size=10,
+        seed=0,
+        start_step=0,
+        rows=np.arange(10),
+        image_shape=(8, 8, 1),
     )
     seen = np.concatenate([next(batches)["index"] for _ in range(3)])
     assert sorted(seen.tolist()) == list(range(30))

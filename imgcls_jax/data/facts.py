@@ -60,15 +60,18 @@ _FLOWERS_TEXT = """
 _FLOWERS = tuple(" ".join(name.split()) for name in _FLOWERS_TEXT.split(";"))
 
 
+def tfds_file(path: str) -> Path | None:
+    """A file in TFDS's package, found without importing it; None if it is not there."""
+    package = importlib.util.find_spec("tensorflow_datasets")
+    folders = (package.submodule_search_locations if package else None) or []
+    return next((Path(folder) / path for folder in folders if (Path(folder) / path).exists()), None)
+
+
 @functools.cache
 def wordnet_ids() -> tuple[str, ...]:
-    """ImageNet's class names in TFDS's label order, from the file in TFDS's package, found without importing it."""
-    package = importlib.util.find_spec("tensorflow_datasets")
-    for folder in (package.submodule_search_locations if package else None) or []:
-        path = Path(folder) / "datasets" / "imagenet2012" / "labels.txt"
-        if path.exists():
-            return tuple(path.read_text().split())
-    return tuple(str(i) for i in range(1000))
+    """ImageNet's class names in TFDS's label order, from the file in TFDS's package."""
+    path = tfds_file("datasets/imagenet2012/labels.txt")
+    return tuple(path.read_text().split() if path else map(str, range(1000)))
 
 
 FACTS: dict[str, Facts] = {
@@ -77,12 +80,8 @@ FACTS: dict[str, Facts] = {
     "cifar10": Facts("3.0.2", _CIFAR10, {"train": 50_000, "test": 10_000}),
     "cifar100": Facts("3.0.2", _CIFAR100, {"train": 50_000, "test": 10_000}),
     "oxford_flowers102": Facts("2.1.1", _FLOWERS, {"train": 1020, "validation": 1020, "test": 6149}),
-    # The names of its species are known once it is prepared; until then they are numbers. "test" has no labels.
-    "i_naturalist2021": Facts(
-        "2.0.1",
-        tuple(map(str, range(10_000))),
-        {"train": 2_686_843, "mini": 500_000, "val": 100_000, "test": 500_000},
-    ),
+    # The names of its species are known once it is prepared; until then they are numbers.
+    "i_naturalist2021": Facts("2.0.1", tuple(map(str, range(10_000))), {"train": 2_686_843, "val": 100_000}),
     "imagenet2012": Facts("5.1.0", (), {"train": 1_281_167, "validation": 50_000}),
     # Test sets for models of ImageNet's 1,000 classes, in its numbering; A and R have images of 200 of them.
     "imagenet2012_real": Facts("1.0.0", (), {"validation": 50_000}, "multilabel"),
@@ -91,8 +90,14 @@ FACTS: dict[str, Facts] = {
     "imagenet_r": Facts("0.2.0", (), {"test": 30_000}),
 }
 
-# The data sets that `python -m imgcls_jax.data.prepare` makes.
-PREPARABLE = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+# The data sets that `python -m imgcls_jax.data.prepare` makes from their original files.
+PREPARABLE = tuple(name for name in FACTS if name != "imagenet2012_real")
+
+
+def tfds_path(name: str) -> str:
+    """Where a data set is kept, relative to TFDS's folder: NAME, or NAME/CONFIG."""
+    config = default_config(name)
+    return f"{name}/{config}" if config else name
 
 
 # What `prepare --resize_short=N` adds to the name of a data set with smaller images.
