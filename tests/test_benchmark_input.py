@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
 from helpers import ROOT
+from PIL import Image
 
 
 def run(folder: Path, *flags: str) -> dict:
