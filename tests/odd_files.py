@@ -123,7 +123,7 @@ def good() -> dict[str, Good]:
 def bad() -> dict[str, tuple[bytes, str]]:
     """By file name: the content, and a regex that the reason must match."""
     rgb = picture()
-    jpeg, png, webp = (encode(rgb, kind) for kind in ("JPEG", "PNG", "WEBP"))
+    jpeg, png, webp = encode(rgb, "JPEG", quality=98), encode(rgb, "PNG"), encode(rgb, "WEBP")
     at = png.index(b"IDAT") + 20
     whole_gif = encode(Image.fromarray(rgb).quantize(16), "GIF")
     return {

@@ -166,8 +166,11 @@ def test_a_jpeg_whose_preview_has_an_end_marker_is_refused_when_it_is_cut(progre
     picture = odd_files.picture()
     data = odd_files.encode(picture, "JPEG", exif=b"Exif\0\0" + preview, progressive=progressive)
     assert decode.decode(data, 3).shape == picture.shape
-    for cut in (data.index(preview) + len(preview), len(data) * 3 // 4, len(data) - 2):
-        with pytest.raises(BadRecordError, match="truncated"):
+    end_of_preview = data.index(preview) + len(preview)
+    with pytest.raises(BadRecordError, match="truncated before its pixels"):
+        decode.decode(data[:end_of_preview], 3)
+    for cut in (end_of_preview + (len(data) - end_of_preview) * 9 // 10, len(data) - 2):
+        with pytest.raises(BadRecordError, match="without its end marker"):
             decode.decode(data[:cut], 3)
 
 
