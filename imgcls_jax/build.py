@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
+from imgcls_jax import augment, evaluate, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
 from imgcls_jax.data import pipeline, sources
@@ -31,6 +31,7 @@ class Run:
 
     Attributes:
       eval_split: the split that training evaluates on.
+      headlines: names of the metrics that training logs of it.
       total_steps: optimizer steps of the whole run.
       steps_per_epoch: training examples / batch size, not rounded.
       abstract_state: TrainState of ShapeDtypeStructs, each with its sharding.
@@ -44,6 +45,7 @@ class Run:
     mesh: Mesh
     model: nn.Module
     eval_split: str
+    headlines: tuple[str, ...]
     total_steps: int
     steps_per_epoch: float
     abstract_state: TrainState
@@ -87,14 +89,15 @@ def build(config: ConfigDict, spec: Spec | None = None) -> Run:
         accumulate_steps=config.optimizer.accumulate_steps,
         ema_decay=config.optimizer.ema_decay,
     )
-    eval_step = step_lib.make_eval_step(model=model, mean=config.data.mean, std=config.data.std)
+    eval_step = step_lib.make_eval_step(model=model, mean=config.data.mean, std=config.data.std, task=spec.task)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return Run(
         config=config,
         spec=spec,
         mesh=mesh,
         model=model,
-        eval_split=config.data.eval_split or sources.eval_split(spec),
+        eval_split=eval_split(config, spec),
+        headlines=evaluate.headlines(spec.task, config.eval.topk),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         abstract_state=abstract,
@@ -129,6 +132,7 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
                 f"data.{key} has {len(config.data[key])} entries but data.channels={config.data.channels}; give one "
                 "for all or one for each channel."
             )
+    _check_metrics(config, spec)
     at_least_one = {
         "log_every_steps": config.log_every_steps,
         "eval.batch_size": config.eval.batch_size,
@@ -137,6 +141,23 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
     for key, value in at_least_one.items():
         if value < 1:
             raise ConfigError(f"{key}={value} must be at least 1.")
+
+
+def _check_metrics(config: ConfigDict, spec: Spec) -> None:
+    """Raises ConfigError for a top-k or a best metric that cannot be."""
+    if any(not isinstance(k, int) or k < 1 for k in config.eval.topk):
+        raise ConfigError(f"eval.topk={config.eval.topk} must be whole numbers of at least 1, such as (1, 5).")
+    if config.checkpoint.best_metric:
+        larger_is_better = [m for m in evaluate.headlines(spec.task, config.eval.topk) if m not in ("nll", "ece")]
+        averaged = [f"ema_{name}" for name in larger_is_better] if config.optimizer.ema_decay else []
+        check_choice("checkpoint.best_metric", config.checkpoint.best_metric, larger_is_better + averaged)
+
+
+def eval_split(config: ConfigDict, spec: Spec | None = None) -> str:
+    """The split that training evaluates on; `spec` is asked of the data set if it is needed and not given."""
+    if config.data.eval_split:
+        return str(config.data.eval_split)
+    return sources.eval_split(spec or sources.spec(config.data.name, data_dir=config.data.data_dir))
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -262,7 +283,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
 
 
 def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
-    """(number of batches, global batches of a whole split, padded and masked, on the device)."""
+    """(number of records, global batches of a whole split, padded and masked, on the device)."""
     c = run.config
     source = sources.open_source(c.data.name, split, data_dir=c.data.data_dir)
     local = pipeline.eval_batches(
@@ -273,7 +294,7 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
         num_threads=c.data.num_threads,
     )
-    return -(-len(source) // c.eval.batch_size), (put(run, c.eval.batch_size, batch) for batch in local)
+    return len(source), (put(run, c.eval.batch_size, batch) for batch in local)
 
 
 def put(run: Run, batch_size: int, local: dict[str, np.ndarray]) -> Batch:
