@@ -13,7 +13,8 @@ from imgcls_jax.metrics.examples import Examples
 # The confusion matrix is K x K: beyond this many classes it is left out.
 MAX_CONFUSION_CLASSES = 2000
 
-CALIBRATION_ERRORS = ("ece", "ece_equal_mass", "mce")
+# Of the metrics that do not lie between 0 and 1.
+_BOUNDS = {"nll": (0.0, np.inf), "brier": (0.0, 2.0), "cohens_kappa": (-1.0, 1.0), "mcc": (-1.0, 1.0)}
 
 
 def headlines(topk: Sequence[int]) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ def report(examples: Examples, *, topk: Sequence[int], temperature: float | None
     brier: squared distance of the probabilities from the one-hot label, mean over the examples, 0..2.
     balanced_accuracy: mean recall of the classes that occur among the labels.
     ece, ece_equal_mass, mce: `calibration`, 15 bins; NaN if a confidence is. A sample's are larger than the truth,
-      which their intervals make up for: those of a small split may lie below the value.
+      which the interval makes up for (`intervals.bootstrap_interval`): of a small split it may lie below the value.
     cohens_kappa, mcc: agreement beyond chance (Cohen 1960), and the correlation of labels and predictions (Gorodkin
       2004; 0 where undefined, as scikit-learn has it).
     precision, recall, f1: 0 where undefined. macro: mean over the classes that occur among labels or predictions;
@@ -64,7 +65,9 @@ def report(examples: Examples, *, topk: Sequence[int], temperature: float | None
     for top in _ks(topk):
         result |= _share(f"top{top}", int((ranks < top).sum()), n)
     statistic = statistics(examples)
-    result |= _with_bootstrap(statistic, n)
+    result |= intervals.with_bootstrap(statistic, n, _BOUNDS)
+    if np.isnan(result["cohens_kappa"]):
+        result["cohens_kappa"] = None
     for name in ("precision", "recall", "f1"):
         result |= _share(f"{name}_micro", right, n)
     notes = []
@@ -109,11 +112,11 @@ def agreement(support: np.ndarray, predicted: np.ndarray, correct: np.ndarray) -
     values = {"balanced_accuracy": float(scores["recall"][labelled].mean())}
     for name, score in scores.items():
         values[f"{name}_macro"] = float(score[occurs].mean())
-        values[f"{name}_weighted"] = float(score @ support / n)
-    chance = support @ predicted / n**2
-    values["cohens_kappa"] = float((right / n - chance) / (1 - chance)) if chance < 1 else float("nan")
-    spread = (n**2 - predicted @ predicted) * (n**2 - support @ support)
-    values["mcc"] = float((right * n - support @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+        values[f"{name}_weighted"] = float((score * support).sum() / n)
+    by_chance = (support * predicted).sum() / n**2
+    values["cohens_kappa"] = float((right / n - by_chance) / (1 - by_chance)) if by_chance < 1 else float("nan")
+    spread = (1 - np.square(predicted / n).sum()) * (1 - np.square(support / n).sum())
+    values["mcc"] = float((right / n - by_chance) / np.sqrt(spread)) if spread > 1e-12 else 0.0
     return values
 
 
@@ -151,21 +154,6 @@ def _calibration_errors(confidence: np.ndarray, right: np.ndarray) -> Callable[[
     return errors
 
 
-def _with_bootstrap(statistic: Callable[[np.ndarray], dict[str, float]], n: int) -> dict[str, Any]:
-    """The values of a statistic, each with its interval."""
-    values, result = statistic(np.ones(n)), dict[str, Any]()
-    samples = intervals.bootstrap(statistic, n)
-    for name, value in values.items():
-        undefined = name == "cohens_kappa" and np.isnan(value)
-        result[name] = None if undefined else value
-        result[f"{name}_ci95"] = (
-            intervals.reversed_interval(value, samples[name])
-            if name in CALIBRATION_ERRORS
-            else intervals.percentile_interval(samples[name])
-        )
-    return result
-
-
 def _share(name: str, successes: int, n: int) -> dict[str, Any]:
     return {name: successes / n if n else None, f"{name}_ci95": intervals.share_interval(successes, n)}
 
@@ -189,7 +177,7 @@ def _calibrated(examples: Examples, temperature: float) -> dict[str, Any] | None
     def statistic(weights: np.ndarray) -> dict[str, float]:
         return {"nll": intervals.weighted_mean(nll, weights), **errors(weights)}
 
-    return {"temperature": temperature, **_with_bootstrap(statistic, len(examples))}
+    return {"temperature": temperature, **intervals.with_bootstrap(statistic, len(examples), _BOUNDS)}
 
 
 def _reliability(examples: Examples) -> list[dict[str, Any]]:

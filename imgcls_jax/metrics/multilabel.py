@@ -135,12 +135,7 @@ def _means(examples: Examples, predictions: np.ndarray) -> dict[str, Any]:
         means = {name: intervals.weighted_mean(column, weights) for name, column in columns.items()}
         return _micro(weights @ by_example) | means
 
-    n, result = len(examples), dict[str, Any]()
-    samples = intervals.bootstrap(statistic, n)
-    for name, value in statistic(np.ones(n)).items():
-        result[name] = value
-        result[f"{name}_ci95"] = intervals.percentile_interval(samples[name])
-    return result
+    return intervals.with_bootstrap(statistic, len(examples), {"nll": (0.0, np.inf), "coverage_error": (0.0, float(k))})
 
 
 def _over_classes(labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:

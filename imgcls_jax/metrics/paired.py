@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -52,5 +53,6 @@ def mean_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, inter
       second: [N] float.
     """
     difference = second.astype(np.float64) - first.astype(np.float64)
-    samples = intervals.bootstrap(lambda w: {"mean": float(w @ difference) / len(w)}, len(difference))
-    return float(difference.mean()), intervals.percentile_interval(samples["mean"])
+    statistic = lambda weights: {"mean": intervals.weighted_mean(difference, weights)}  # noqa: E731
+    values: dict[str, Any] = intervals.with_bootstrap(statistic, len(difference), {"mean": (-np.inf, np.inf)})
+    return values["mean"], values["mean_ci95"]
