@@ -221,7 +221,7 @@ def read_predictions(workdir: Path, name: str) -> dict[str, np.ndarray]:
             f"{path} does not exist; evaluate that run first: python -m imgcls_jax.eval --workdir={workdir}."
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:  # zipfile, zlib and NumPy raise half a dozen types for damaged files
         raise UserError(f"{path} is damaged ({error}); evaluate that run again.") from error
