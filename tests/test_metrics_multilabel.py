@@ -113,6 +113,17 @@ def test_the_order_of_the_examples_has_no_part_in_any_value():
     assert differences(got, want, 1e-12) == []
 
 
+def test_a_nan_logit_is_not_averaged_away():
+    logits, labels = case("plain")
+    labels[7, 2], logits[7, 2] = 1, np.nan
+    got = multilabel.report(examples_of(logits, labels))
+    for name in ("nll", "lrap", "coverage_error"):
+        assert np.isnan(got[name]) and got[f"{name}_ci95"] is None
+    assert got["map"] is None and got["roc_auc_macro"] is None
+    assert got["hamming_loss"] == pytest.approx(sk.hamming_loss(labels, logits > 0), abs=1e-12)
+    assert np.isnan(multilabel.headline_values(examples_of(logits, labels))["map"])
+
+
 def test_rankings_in_pieces_are_rankings_at_once(monkeypatch):
     logits, labels = case("ties")
     want = multilabel.ranking_of_labels(logits, labels > 0)

@@ -20,9 +20,10 @@ def headline_values(examples: Examples) -> dict[str, float]:
     logits = _logits(examples)
     areas = [ranking.curve(logits[:, c], positive).average_precision for c, positive in enumerate(examples.labels.T)]
     defined = [area for area in areas if area is not None]
-    micro = _micro(np.ones(len(examples)) @ _example_counts(examples.labels, logits > 0))
+    known = defined and not np.isnan(logits).any()
+    micro = _micro(*_example_counts(examples.labels, logits > 0).sum(axis=1))
     return {
-        "map": sum(defined) / len(defined) if defined else float("nan"),
+        "map": sum(defined) / len(defined) if known else float("nan"),
         "f1_micro": micro["f1_micro"],
         "nll": float(examples.rows["nll"].astype(np.float64).mean()),
     }
@@ -75,7 +76,8 @@ def ranking_of_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
 
     Args:
       logits: [N,K] float.
-      labels: [N,K] bool. A row with none or all of them has precision 1, one with none has coverage 0.
+      labels: [N,K] bool. A row with none or all of them has precision 1, one with none has coverage 0, and one
+        with a NaN logit has NaN in both.
     """
     n, k = labels.shape
     row, column = np.nonzero(labels)
@@ -89,9 +91,11 @@ def ranking_of_labels(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     count = labels.sum(axis=1)
     precision = np.ones(n)
     some = (count > 0) & (count < k)
-    precision[some] = (np.bincount(row, share / depth, minlength=n)[some]) / count[some]
-    coverage = np.zeros(n)
+    with np.errstate(invalid="ignore"):
+        precision[some] = np.bincount(row, share / depth, minlength=n)[some] / count[some]
+    coverage, unknown = np.zeros(n), np.isnan(logits).any(axis=1)
     np.maximum.at(coverage, row, depth)
+    precision[unknown] = coverage[unknown] = np.nan
     return precision, coverage
 
 
@@ -101,17 +105,16 @@ def _logits(examples: Examples) -> np.ndarray:
 
 
 def _example_counts(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """By example: hits, predicted and labelled classes, [N,3] float64."""
-    return np.stack([(labels & predictions).sum(1), predictions.sum(1), labels.sum(1)], axis=1).astype(np.float64)
+    """By example: hits, predicted and labelled classes, [3,N] float64."""
+    return np.stack([(labels & predictions).sum(1), predictions.sum(1), labels.sum(1)]).astype(np.float64)
 
 
-def _micro(sums: np.ndarray) -> dict[str, float]:
-    """Micro averages of the sums [3] of `_example_counts`."""
-    hits, predicted, labelled = (float(x) for x in sums)
+def _micro(hits: float, predicted: float, labelled: float) -> dict[str, float]:
+    """Micro averages of the sums, or the means, of `_example_counts`."""
     return {
-        "precision_micro": hits / predicted if predicted else 0.0,
-        "recall_micro": hits / labelled if labelled else 0.0,
-        "f1_micro": 2 * hits / (predicted + labelled) if predicted + labelled else 0.0,
+        "precision_micro": float(hits / predicted) if predicted else 0.0,
+        "recall_micro": float(hits / labelled) if labelled else 0.0,
+        "f1_micro": float(2 * hits / (predicted + labelled)) if predicted + labelled else 0.0,
     }
 
 
@@ -119,7 +122,7 @@ def _means(examples: Examples, predictions: np.ndarray) -> dict[str, Any]:
     """Micro averages, means over the examples, and their bootstrap intervals."""
     labels, k = examples.labels, len(examples.class_names)
     by_example = _example_counts(labels, predictions)
-    hits, predicted, labelled = by_example.T
+    hits, predicted, labelled = by_example
     lrap, coverage = ranking_of_labels(_logits(examples), labels)
     columns = {
         "precision_samples": counts.ratio(hits, predicted),
@@ -133,7 +136,7 @@ def _means(examples: Examples, predictions: np.ndarray) -> dict[str, Any]:
 
     def statistic(weights: np.ndarray) -> dict[str, float]:
         means = {name: intervals.weighted_mean(column, weights) for name, column in columns.items()}
-        return _micro(weights @ by_example) | means
+        return _micro(*(intervals.weighted_mean(count, weights) for count in by_example)) | means
 
     return intervals.with_bootstrap(statistic, len(examples), {"nll": (0.0, np.inf), "coverage_error": (0.0, float(k))})
 
