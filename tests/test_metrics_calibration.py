@@ -21,7 +21,8 @@ def scores(seed=0, n=500, levels=None):
 def test_errors_of_equal_width_bins_are_the_papers(levels):
     """Equations 2 to 5 of arXiv:1706.04599, one bin at a time; the upper end belongs to a bin."""
     confidence, right = scores(levels=levels)
-    confidence[:3] = (1 / 15, 2 / 15, 1.0)
+    confidence[:20], right[:20] = 8 / 15, False
+    confidence[20] = 1.0
     gaps, masses = [], []
     for m in range(15):
         chosen = (confidence > m / 15) & (confidence <= (m + 1) / 15)
