@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from imgcls_jax import augment, losses, models, objectives, optim, pretrained, rng, sharding
+from imgcls_jax import augment, evaluate, losses, models, objectives, optim, pretrained, rng, sharding
 from imgcls_jax import step as step_lib
 from imgcls_jax.augment import device, host
 from imgcls_jax.data import order, pipeline, slices, sources
@@ -34,6 +34,7 @@ class Run:
     Attributes:
       open_split: split, or an expression of `data.slices` -> its source.
       eval_split: the split that training evaluates on.
+      headlines: names of the metrics that training logs of it.
       total_steps: optimizer steps of the whole run.
       steps_per_epoch: training examples / batch size, not rounded.
       abstract_state: TrainState of ShapeDtypeStructs, each with its sharding.
@@ -48,6 +49,7 @@ class Run:
     model: nn.Module
     open_split: Callable[[str], Source]
     eval_split: str
+    headlines: tuple[str, ...]
     total_steps: int
     steps_per_epoch: float
     abstract_state: TrainState
@@ -92,7 +94,7 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
         accumulate_steps=config.optimizer.accumulate_steps,
         ema_decay=config.optimizer.ema_decay,
     )
-    eval_step = step_lib.make_eval_step(model=model, mean=config.data.mean, std=config.data.std)
+    eval_step = step_lib.make_eval_step(model=model, mean=config.data.mean, std=config.data.std, task=spec.task)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return Run(
         config=config,
@@ -100,7 +102,8 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
         mesh=mesh,
         model=model,
         open_split=open_split,
-        eval_split=config.data.eval_split or sources.eval_split(spec),
+        eval_split=eval_split(config, spec),
+        headlines=evaluate.headlines(spec.task, config.eval.topk),
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
         abstract_state=abstract,
@@ -149,6 +152,7 @@ def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
         )
     if not 0 <= config.loss.effective_beta < 1:
         raise ConfigError(f"loss.effective_beta={config.loss.effective_beta} must be at least 0 and below 1.")
+    _check_metrics(config, spec)
     at_least_one = {
         "data.repeats": config.data.repeats,
         "log_every_steps": config.log_every_steps,
@@ -174,6 +178,23 @@ def build_data(
     if d.name != spec.name:  # config.json would name another data set than the run's
         raise ConfigError(f"data.name='{d.name}', but the data that was handed in is '{spec.name}': give it that name.")
     return spec, cache(partial(sources.from_splits, data, positive_class=d.positive_class))
+
+
+def _check_metrics(config: ConfigDict, spec: Spec) -> None:
+    """Raises ConfigError for a top-k or a best metric that cannot be."""
+    if any(not isinstance(k, int) or k < 1 for k in config.eval.topk):
+        raise ConfigError(f"eval.topk={config.eval.topk} must be whole numbers of at least 1, such as (1, 5).")
+    if config.checkpoint.best_metric:
+        larger_is_better = [m for m in evaluate.headlines(spec.task, config.eval.topk) if m not in ("nll", "ece")]
+        averaged = [f"ema_{name}" for name in larger_is_better] if config.optimizer.ema_decay else []
+        check_choice("checkpoint.best_metric", config.checkpoint.best_metric, larger_is_better + averaged)
+
+
+def eval_split(config: ConfigDict, spec: Spec | None = None) -> str:
+    """The split that training evaluates on; `spec` is asked of the data set if it is needed and not given."""
+    if config.data.eval_split:
+        return str(config.data.eval_split)
+    return sources.eval_split(spec or sources.spec(config.data.name, data_dir=config.data.data_dir))
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -347,7 +368,7 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
 
 
 def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
-    """(number of batches, global batches of a whole split, padded and masked, on the device)."""
+    """(number of records, global batches of a whole split, padded and masked, on the device)."""
     c = run.config
     source = run.open_split(split)
     local = pipeline.eval_batches(
@@ -360,7 +381,7 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         on_error=c.data.on_error,
         max_megapixels=c.data.max_megapixels,
     )
-    return -(-len(source) // c.eval.batch_size), (put(run, c.eval.batch_size, batch) for batch in local)
+    return len(source), (put(run, c.eval.batch_size, batch) for batch in local)
 
 
 def put(run: Run, batch_size: int, local: dict[str, np.ndarray]) -> Batch:

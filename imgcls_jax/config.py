@@ -143,11 +143,14 @@ def base() -> ConfigDict:
 
     c.eval = e = ConfigDict()
     e.batch_size = 256  # examples per evaluation step, over all devices and processes
+    e.topk = (1, 5)  # for each k the share of examples whose label is among the k likeliest classes; 1 always is there
 
     c.checkpoint = k = ConfigDict()
     k.keep_last = 2  # newest checkpoints to keep
     k.keep_best = 1  # best checkpoints to keep, by best_metric, among steps that were evaluated
-    k.best_metric = "top1"  # of the evaluation split, larger is better: top1 | top5 | ema_top1 | ema_top5
+    # Of the evaluation split, larger is better: top1 or any other of eval.topk, for several labels map | f1_micro; ema_
+    # before it: of the averaged weights. "": top1 or map.
+    k.best_metric = ""
 
     c.wandb = w = ConfigDict()
     w.project = ""  # Weights & Biases project; "": off (needs the extra `wandb`; WANDB_MODE=offline works)

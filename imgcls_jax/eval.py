@@ -1,6 +1,8 @@
-"""Evaluates a run's checkpoint on a split: prints a table and writes W/eval/<split>.json.
+"""Evaluates a run's checkpoint on a split: prints a table, writes W/eval/<split>.json and <split>.predictions.npz.
 
 python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema]
+python -m imgcls_jax.eval --workdir=W --fit_temperature --split=validation    fits and writes W/temperature.json
+python -m imgcls_jax.eval --workdir=W --compare=W2 [--split=test] [--ema]     two runs that were evaluated on a split
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -15,48 +18,133 @@ from imgcls_jax import cli
 from imgcls_jax import config as config_lib
 from imgcls_jax.types import ConfigError
 
+if TYPE_CHECKING:
+    from imgcls_jax import build
+    from imgcls_jax.metrics.examples import Examples
+
+USAGE = (
+    "Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema] [--fit_temperature | --compare=W2]."
+)
+
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code; raises UserError."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's work directory", flag_values=values)
-    flags.DEFINE_string("split", None, "split to evaluate; the run's data.eval_split by default", flag_values=values)
+    flags.DEFINE_string(
+        "split", None, "split to evaluate, also a part, test[:10%]; data.eval_split by default", flag_values=values
+    )
     flags.DEFINE_integer("step", None, "checkpoint to evaluate; the newest by default", flag_values=values)
     flags.DEFINE_boolean("ema", False, "evaluate the averaged weights", flag_values=values)
+    flags.DEFINE_boolean(
+        "fit_temperature", False, "fit the temperature that calibrates, on a split held out for it", flag_values=values
+    )
+    flags.DEFINE_string("compare", None, "another run's work directory: paired differences", flag_values=values)
     rest = cli.parse(values, ["eval", *argv])
     if rest or values.workdir is None:
-        raise ConfigError("Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema].")
+        raise ConfigError(USAGE)
+    if values.compare is not None and (values.fit_temperature or values.step is not None):
+        raise ConfigError("--compare reads what both runs' evaluations left; it goes with --split and --ema only.")
+    if values.fit_temperature and values.split is None:
+        raise ConfigError(
+            "--fit_temperature needs --split: name one that was neither trained on nor is reported, "
+            "such as --split=validation."
+        )
     workdir = Path(values.workdir)
     config = config_lib.read(workdir / "config.json")
+    if values.compare is not None:
+        return compare_runs(config, workdir, Path(values.compare), values.split, ema=values.ema)
 
     from imgcls_jax import platform
 
     platform.initialize()
+    if values.fit_temperature:
+        return fit_temperature(config, workdir, values.split, values.step, ema=values.ema)
     return evaluate_run(config, workdir, values.split, values.step, ema=values.ema)
 
 
-def evaluate_run(
+def examples(
     config: config_lib.ConfigDict, workdir: Path, split: str | None, step: int | None, *, ema: bool
-) -> int:
-    """Restores one checkpoint of a run, evaluates a split with it, prints and writes the result. Returns 0."""
+) -> tuple[build.Run, str, int, Examples]:
+    """Restores one checkpoint of a run and asks it about a split: (run, split, step, what it says of each example)."""
     import jax
 
-    from imgcls_jax import build, evaluate, train, workdirs, writers
+    from imgcls_jax import build, train, workdirs, writers
     from imgcls_jax.data import slices
 
     run = build.build(config)
     split = split or run.eval_split
     slices.check("--split", split, run.spec)
     step, variables = workdirs.restore_variables(run.abstract_state, workdir, step, ema=ema)
-    main_process = jax.process_index() == 0
-    progress = writers.Progress(enabled=main_process)
-    result = train.evaluate_split(run, variables, split, progress)
-    if main_process:
-        path = evaluate.write(workdir, evaluate.file_name(split, ema=ema), result)
-        progress.line("")
-        print(f"{run.spec.name} {split}, {config.model.name} at step {step}{' (EMA)' if ema else ''}")
-        print(writers.table(evaluate.summary(result)))
-        print(f"  written to {path}")
+    progress = writers.Progress(enabled=jax.process_index() == 0)
+    found = train.evaluate_split(run, variables, split, progress, keep_logits=True)
+    progress.line("")
+    return run, split, step, found
+
+
+def evaluate_run(
+    config: config_lib.ConfigDict, workdir: Path, split: str | None, step: int | None, *, ema: bool
+) -> int:
+    """Evaluates one checkpoint of a run on a split, prints and writes the result. Returns 0."""
+    import jax
+
+    from imgcls_jax import evaluate, writers
+
+    run, split, step, found = examples(config, workdir, split, step, ema=ema)
+    if jax.process_index():
+        return 0
+    fitted = evaluate.read_temperature(workdir)
+    usable = fitted is not None and (fitted.step, fitted.ema) == (step, ema)
+    temperature = fitted.temperature if fitted is not None and usable else None
+    result = evaluate.report(found, topk=config.eval.topk, temperature=temperature)
+    path = evaluate.write(workdir, evaluate.file_name(split, ema=ema), found, result, data=run.spec.name, split=split)
+    print(f"{run.spec.name} {split}, {config.model.name} at step {step}{' (EMA)' if ema else ''}")
+    print(writers.table(evaluate.summary(result)))
+    for note in result["notes"]:
+        print(f"  {note}")
+    if fitted is not None and not usable:
+        of = f"step {fitted.step}{' (EMA)' if fitted.ema else ''}"
+        print(f"  temperature.json is of {of} and was not used; fit again with --fit_temperature")
+    print(f"  written to {path}")
+    return 0
+
+
+def fit_temperature(config: config_lib.ConfigDict, workdir: Path, split: str, step: int | None, *, ema: bool) -> int:
+    """Fits the temperature of one checkpoint on a split, prints and writes it. Returns 0."""
+    import jax
+
+    from imgcls_jax import evaluate, writers
+
+    run, split, step, found = examples(config, workdir, split, step, ema=ema)
+    fitted = evaluate.fit_temperature(found, split=split, step=step, ema=ema)
+    if jax.process_index():
+        return 0
+    path = evaluate.write_temperature(workdir, fitted)
+    rows = [("temperature", f"{fitted.temperature:.4f}")]
+    rows += [("nll", f"{fitted.nll_before:.4f} before, {fitted.nll_after:.4f} after")]
+    rows += [("ece", f"{fitted.ece_before:.4f} before, {fitted.ece_after:.4f} after")]
+    print(f"Fitted on {run.spec.name} {split}, {config.model.name} at step {step}{' (EMA)' if ema else ''}")
+    print(writers.table(rows))
+    print(f"  written to {path}")
+    return 0
+
+
+def compare_runs(config: config_lib.ConfigDict, workdir: Path, other: Path, split: str | None, *, ema: bool) -> int:
+    """Prints the paired differences of two runs that were evaluated on the same split. Returns 0."""
+    from imgcls_jax import build, evaluate, writers
+
+    name = evaluate.file_name(split or build.eval_split(config), ema=ema)
+    found = evaluate.compare(*(evaluate.read_predictions(path, name) for path in (workdir, other)))
+    first, second = found["accuracy"]
+    rows = [("examples", f"{found['num_examples']:,}")]
+    rows += [("accuracy", f"{first:.4f} and {second:.4f}")]
+    for key in ("accuracy_difference", "nll_difference"):
+        ends = found[f"{key}_ci95"]
+        rows += [(key, f"{found[key]:+.4f}" + (f"  (95% interval {ends[0]:+.4f} to {ends[1]:+.4f})" if ends else ""))]
+    rows += [("only one right", f"{found['only_first_correct']:,} and {found['only_second_correct']:,}")]
+    rows += [("McNemar p", f"{found['p_mid']:.4g} mid-p, {found['p_exact']:.4g} exact")]
+    print(f"{name}: {other} minus {workdir}")
+    print(writers.table(rows))
     return 0
 
 

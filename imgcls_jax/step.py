@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imgcls_jax import metrics, rng
+from imgcls_jax import rng
 from imgcls_jax.augment import device
+from imgcls_jax.metrics.examples import ROWS
 from imgcls_jax.objectives import Objective, Variables
 from imgcls_jax.state import TrainState
 from imgcls_jax.types import Batch, PyTree
@@ -131,12 +132,18 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(*, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> EvalStep:
-    """(variables, batch with image [B,H,W,C] uint8) -> `metrics.per_example`'s arrays and label, mask, all [B]."""
+def make_eval_step(
+    *, model: nn.Module, mean: Sequence[float], std: Sequence[float], task: str = "multiclass"
+) -> EvalStep:
+    """(variables, batch with image [B,H,W,C] uint8) -> the arrays that `metrics.examples.Gatherer.add` takes.
+
+    Those are the rows of the task (`metrics.examples.ROWS`), label and mask as they came, and logits [B,K] float32.
+    """
 
     def eval_step(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         images = device.normalise(device.to_float(batch["image"]), mean, std)
         logits: jax.Array = model.apply(variables, images, train=False)  # type: ignore[assignment]
-        return {**metrics.per_example(logits, batch["label"]), "label": batch["label"], "mask": batch["mask"]}
+        rows = ROWS[task](logits, batch["label"])
+        return {**rows, "logits": logits.astype(jnp.float32), "label": batch["label"], "mask": batch["mask"]}
 
     return eval_step

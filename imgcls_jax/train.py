@@ -17,6 +17,7 @@ from imgcls_jax import build as build_lib
 from imgcls_jax import evaluate, pretrained, trees, workdirs, writers
 from imgcls_jax.checkpoint import Checkpointer
 from imgcls_jax.data.sources import Source
+from imgcls_jax.metrics.examples import Examples
 from imgcls_jax.monitor import Monitor
 from imgcls_jax.preemption import EXIT_CODE, Stopper
 from imgcls_jax.state import TrainState
@@ -37,7 +38,7 @@ class Loop:
             workdir / "checkpoints",
             keep_last=k.keep_last,
             keep_best=k.keep_best,
-            best_metric=f"{run.eval_split}/{k.best_metric}",
+            best_metric=f"{run.eval_split}/{k.best_metric or run.headlines[0]}",
         )
         self.start, self.state = self.checkpointer.restore_latest(run.abstract_state) or (0, self.first_state(weights))
         self.saved_step, self.saved_time = self.start, time.monotonic()
@@ -106,16 +107,20 @@ class Loop:
         """Evaluates raw and averaged weights at the steps that ask for it and at the last, once each."""
         every, total, split = self.config.eval_every_steps, self.built.total_steps, self.built.eval_split
         due = step == total or (every and step and step % every == 0)
-        if not due or self.writer.has(step, f"{split}/top1"):
+        if not due or self.writer.has(step, f"{split}/{self.built.headlines[0]}"):
             return
         self.monitor.pause()
         scalars: dict[str, float] = {}
         for ema in (False, True) if self.state.ema else (False,):
-            result = evaluate_split(self.built, self.state.variables(ema=ema), split, self.progress)
+            last, variables = step == total, self.state.variables(ema=ema)
+            examples = evaluate_split(self.built, variables, split, self.progress, keep_logits=last)
             prefix = f"{split}/ema_" if ema else f"{split}/"
-            scalars |= {prefix + name: result[name] for name in evaluate.HEADLINES}
-            if step == total and jax.process_index() == 0:
-                evaluate.write(self.workdir, evaluate.file_name(split, ema=ema), result)
+            values = evaluate.headline_values(examples, self.config.eval.topk)
+            scalars |= {prefix + name: value for name, value in values.items()}
+            if last and jax.process_index() == 0:
+                result = evaluate.report(examples, topk=self.config.eval.topk)
+                name = evaluate.file_name(split, ema=ema)
+                evaluate.write(self.workdir, name, examples, result, data=self.built.spec.name, split=split)
         self.writer.write(step, scalars)
         self.progress.line(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
         self.monitor.meter.start()
@@ -140,12 +145,15 @@ class Loop:
 
 
 def evaluate_split(
-    run: build_lib.Run, variables: dict[str, Any], split: str, progress: writers.Progress
-) -> dict[str, Any]:
-    """All metrics of one split: what training and the eval binary both call."""
-    count, batches = build_lib.eval_batches(run, split)
+    run: build_lib.Run, variables: dict[str, Any], split: str, progress: writers.Progress, *, keep_logits: bool
+) -> Examples:
+    """What the model says of each example of a split: what training and the eval binary both call."""
+    records, batches = build_lib.eval_batches(run, split)
+    count = -(-records // run.config.eval.batch_size)
     show = lambda done: progress.update(f"evaluating {split}: {done}/{count} batches", force=False)  # noqa: E731
-    return evaluate.evaluate(run.eval_step, variables, batches, class_names=run.spec.class_names, progress=show)
+    return evaluate.evaluate(
+        run.eval_step, variables, batches, spec=run.spec, num_records=records, keep_logits=keep_logits, progress=show
+    )
 
 
 def train(config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None = None) -> int:
@@ -161,7 +169,7 @@ def train(config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None =
     if code == 0:
         split = loop.built.eval_split
         names = ["train/loss", "train/skipped", "train/images_per_second", "train/data_wait"]
-        names += [f"{split}/{prefix}{name}" for prefix in ("", "ema_") for name in evaluate.HEADLINES]
+        names += [f"{split}/{prefix}{name}" for prefix in ("", "ema_") for name in loop.built.headlines]
         values = [(name, loop.writer.last(name)) for name in names]
         rows = [(name, f"{value:,.4f}") for name, value in values if value is not None]
         loop.progress.line(f"Done: {loop.built.total_steps} steps in {workdir}\n{writers.table(rows)}")
