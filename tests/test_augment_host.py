@@ -37,6 +37,27 @@ def test_shrinking_is_the_integral_over_each_pixels_area(size, channels):
     assert np.abs(host.resize(image, *size) - exact).max() <= 1
 
 
+def linear_weights(old: int, new: int) -> np.ndarray:
+    """[new, old]: the share of the two old pixels whose middles are nearest to the middle of each new one."""
+    places = (np.arange(new) + 0.5) * old / new - 0.5
+    return np.stack([np.interp(places, np.arange(old), unit) for unit in np.eye(old)], axis=1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(224, 224), (152, 299), (330, 160), (400, 410)])
+def test_linear_is_between_the_four_nearest_pixels(size, channels):
+    image = photo(301, 300, channels)
+    rows, columns = linear_weights(301, size[0]), linear_weights(300, size[1])
+    exact = np.stack([rows @ image[..., c] @ columns.T for c in range(channels)], axis=-1)
+    assert np.abs(host.resize(image, *size, "linear") - exact).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(150, 224), (224, 150), (37, 50)])
+def test_linear_passes_over_no_pixel(size):
+    image = photo(301, 300)
+    np.testing.assert_array_equal(host.resize(image, *size, "linear"), host.resize(image, *size, "area"))
+
+
 def test_enlarging_is_near_pillows_bicubic():
     image = photo(40, 50)
     pillow = np.asarray(Image.fromarray(image).resize((150, 120), Image.Resampling.BICUBIC)).astype(int)
@@ -101,7 +122,7 @@ def test_random_resized_crop_takes_the_part_its_box_says():
     image = photo(60, 80)
     crop = host.RandomResizedCrop(16)
     top, left, h, w = crop.box(60, 80, np.random.default_rng(5))
-    expected = host.resize(image[top : top + h, left : left + w], 16, 16)
+    expected = host.resize(image[top : top + h, left : left + w], 16, 16, "linear")
     np.testing.assert_array_equal(crop(image, np.random.default_rng(5)), expected)
 
 

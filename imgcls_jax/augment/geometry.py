@@ -19,6 +19,8 @@ from imgcls_jax.augment.arguments import Fill
 
 # Pillow's filters, antialiased when they shrink: what the weights of timm and torchvision were measured with.
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+# OpenCV's, which are several times as fast (`resize`).
+FAST = ("area", "linear")
 
 Point = tuple[float, float]
 
@@ -28,18 +30,23 @@ _NO_MAP: Any = None  # OpenCV's stubs do not know that the second of two maps ma
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
     """Resizes uint8 [H,W,C] to uint8 [height,width,C].
 
-    "area" is fast: shrinking averages over the area of each new pixel (OpenCV's INTER_AREA: its other filters look at a
+    "area" averages over the area of each new pixel when it shrinks (OpenCV's INTER_AREA: its other filters look at a
     fixed number of pixels however small the result, and alias); enlarging, where there is nothing to average, is
-    bicubic. The names in FILTERS are Pillow's, pixel for pixel.
+    bicubic. "linear" is a third of its time: bilinear between the four nearest pixels, and "area" where a side shrinks
+    to a half or less, so that no pixel is passed over. The names in FILTERS are Pillow's, pixel for pixel.
     """
     if image.shape[:2] == (height, width):
         return image
-    if interpolation != "area":
+    if interpolation not in FAST:
         filter_ = Image.Resampling[interpolation.upper()]
         planes = [Image.fromarray(plane).resize((width, height), filter_) for plane in np.moveaxis(image, 2, 0)]
         return np.stack([np.asarray(plane) for plane in planes], axis=2)
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    out = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if interpolation == "linear" and image.shape[0] < 2 * height and image.shape[1] < 2 * width:
+        method = cv2.INTER_LINEAR
+    else:
+        shrinks = height <= image.shape[0] and width <= image.shape[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    out = cv2.resize(image, (width, height), interpolation=method)
     return out.reshape(height, width, image.shape[2])  # OpenCV drops an axis of length 1
 
 
