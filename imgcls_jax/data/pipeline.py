@@ -319,7 +319,7 @@ class BatchIterator(Iterator[Batch]):
                 pieces = [self._reader.read(step, slice(None))]
             else:
                 pieces = [next(self._pieces[0]) for _ in range(pieces_per_batch(self._reader))]
-            for line in "\n".join(piece.pop("bad") for piece in pieces).split("\n"):
+            for line in filter(None, "\n".join(piece.pop("bad") for piece in pieces).split("\n")):
                 self._count(line)
             return {
                 key: np.concatenate([piece[key] for piece in pieces]) if len(pieces) > 1 else value
@@ -332,8 +332,8 @@ class BatchIterator(Iterator[Batch]):
             raise
 
     def _count(self, line: str) -> None:
-        self.skipped += bool(line)
-        if not line or line in self._named or len(self._named) >= NAMED:
+        self.skipped += 1
+        if line in self._named or len(self._named) >= NAMED:
             return
         self._named.add(line)
         _log.warning("Skipped %s.%s", line, " Others are counted, not named." if len(self._named) == NAMED else "")
