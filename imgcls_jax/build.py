@@ -40,6 +40,7 @@ class Run:
       abstract_state: TrainState of ShapeDtypeStructs, each with its sharding.
       init: () -> TrainState at step 0, made directly in its shards.
       init_from: variables -> the same with these in place of random ones.
+      augment_step: (batch, step) -> images [B,H,W,C] in units of 0..1 pixels and targets [B,K], as the step sees them.
       train_step, eval_step: jitted; the state given to train_step is donated.
     """
 
@@ -55,6 +56,7 @@ class Run:
     abstract_state: TrainState
     init: Callable[[], TrainState]
     init_from: Callable[[dict[str, PyTree]], TrainState]
+    augment_step: Any
     train_step: Any
     eval_step: Any
 
@@ -109,6 +111,11 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
         abstract_state=abstract,
         init=init,
         init_from=init_from,
+        augment_step=jax.jit(
+            step_lib.make_augment_step(
+                augmentations=build_augmentations(config), num_classes=spec.num_classes, seed=config.seed
+            )
+        ),
         train_step=jax.jit(
             train_step,
             in_shardings=(shardings, sharding.batch(mesh)),

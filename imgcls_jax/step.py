@@ -85,6 +85,25 @@ def accumulated(
     return loss, grads, {"model_state": model_state, "logits": logits}
 
 
+def make_augment_step(
+    *, augmentations: Sequence[device.DeviceOp], num_classes: int, seed: int
+) -> Callable[[Batch, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(batch with image [B,H,W,C] uint8, step) -> what a step learns from: (images, targets).
+
+    Images are [B,H,W,C] float32 in units of 0..1 pixels, targets [B,K] float32, zeros where mask is False.
+    """
+
+    def augment_step(batch: Batch, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return device.apply(
+            augmentations,
+            device.to_float(batch["image"]),
+            one_hot(batch["label"], num_classes) * batch["mask"][:, None],
+            rng.key(seed, "augment", step),
+        )
+
+    return augment_step
+
+
 def make_train_step(
     *,
     objective: Objective,
@@ -104,14 +123,10 @@ def make_train_step(
     measured in training mode, against the class with the largest share where labels are mixed. Rows whose mask is False
     have no label and no part in loss and top1.
     """
+    augment_step = make_augment_step(augmentations=augmentations, num_classes=num_classes, seed=seed)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        images, targets = device.apply(
-            augmentations,
-            device.to_float(batch["image"]),
-            one_hot(batch["label"], num_classes) * batch["mask"][:, None],
-            rng.key(seed, "augment", state.step),
-        )
+        images, targets = augment_step(batch, state.step)
         inputs = {"image": device.normalise(images, mean, std), "target": targets, "mask": batch["mask"]}
         key = rng.key(seed, "model", state.step)
         loss, grads, aux = accumulated(objective, state, inputs, key, accumulate_steps)

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from imgcls_jax.data import decode
-from imgcls_jax.data.order import generator
+from imgcls_jax.data.order import AnyOrder, generator
 from imgcls_jax.data.sources import ArraySource, Source
 from imgcls_jax.types import Batch, UserError
 
@@ -45,13 +45,6 @@ PIECE = 32
 _ENDLESS = 2**40
 
 
-class Order(Protocol):
-    """What says which record is where in the endless stream (`data/order.py`)."""
-
-    def indices(self, positions: np.ndarray) -> np.ndarray:
-        """Record numbers, int64 of the shape of `positions`, int64 and not negative."""
-
-
 @runtime_checkable
 class Crop(Protocol):
     """A transformation that takes a part of the image and resizes it to size x size: `resize(image[box], rng)`."""
@@ -70,7 +63,7 @@ class Crop(Protocol):
 def train_batches(
     source: Source,
     *,
-    order: Order,
+    order: AnyOrder,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -172,7 +165,7 @@ class Reader:
     """
 
     source: Source
-    order: Order | None
+    order: AnyOrder | None
     batch_size: int
     rows: np.ndarray
     image_shape: tuple[int, int, int]
