@@ -37,7 +37,7 @@ def test_every_kind_of_file_gives_the_pixels_that_were_written(name):
     image = decode.decode(file.data, 3)
     assert image.dtype == np.uint8 and image.shape == file.pixels.shape and image.flags.c_contiguous
     assert np.abs(as_int(image) - file.pixels).max() <= file.within
-    assert decode.size(file.data) == image.shape[:2]
+    assert decode.read_header(file.data).size == image.shape[:2]
     grey = decode.decode(file.data, 1)
     luma = file.pixels @ [0.299, 0.587, 0.114]  # ITU-R BT.601
     assert grey.shape == (*image.shape[:2], 1)
@@ -63,7 +63,7 @@ def test_every_orientation_of_every_format_that_has_one(kind, orientation):
         image.load()
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     np.testing.assert_array_equal(decode.decode(data, 3), expected)
-    assert decode.size(data) == expected.shape[:2]
+    assert decode.read_header(data).size == expected.shape[:2]
     part = decode.decode(data, 3, box=(3, 8, 20, 25), least=(20, 25))
     np.testing.assert_array_equal(part, expected[3:23, 8:33])
 
@@ -249,7 +249,7 @@ for number in range(2500):
         assert str(error).isprintable(), error
         counts["bad"] += 1
         continue
-    assert out.dtype == np.uint8 and out.shape == (*decode.size(data), channels)
+    assert out.dtype == np.uint8 and out.shape == (*decode.read_header(data).size, channels)
     counts["good"] += 1
 print(dict(counts))
 """

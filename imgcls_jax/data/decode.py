@@ -60,6 +60,7 @@ def decode(
     *,
     box: Box | None = None,
     least: tuple[int, int] | None = None,
+    header: headers.Header | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> np.ndarray:
     """Decodes an image file, or a part of it.
@@ -71,6 +72,7 @@ def decode(
       least: (height, width); a JPEG may be reduced by s = 2, 4 or 8 (the largest that is possible) while it is decoded,
         as long as the result is at least so large: each pixel is then about the mean of s x s. The result is the box
         rounded outward to whole pixels of the reduced image. None: never reduce.
+      header: what `read_header` found, if it was asked.
       max_megapixels: the largest width x height / 1e6; the header is asked, before anything is decoded.
 
     Returns:
@@ -79,7 +81,7 @@ def decode(
     Raises:
       BadRecordError: saying why, if it cannot be decoded.
     """
-    header = _header(data)
+    header = header or read_header(data)
     if header.height * header.width > 1e6 * max_megapixels:
         raise BadRecordError(
             f"it has {header.width} x {header.height} pixels, more than data.max_megapixels={max_megapixels:g} allows"
@@ -101,14 +103,9 @@ def decode(
     return np.ascontiguousarray(_upright(image, header.orientation))
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """(height, width) of the upright image, from the header alone; BadRecordError if it cannot be read."""
-    return _header(data).size
-
-
 def file_format(data: bytes) -> str:
     """One of FORMATS, by the content; BadRecordError if it is none of them."""
-    return _header(data).format
+    return read_header(data).format
 
 
 def reduction(box: Box, least: tuple[int, int] | None) -> int:
@@ -130,7 +127,8 @@ def _unreadable(reason: object) -> BadRecordError:
     return BadRecordError(f"not a readable image: {' '.join(str(reason).split())}")
 
 
-def _header(data: bytes) -> headers.Header:
+def read_header(data: bytes) -> headers.Header:
+    """Format, size and orientation, without decoding; BadRecordError if they cannot be read."""
     if not data:
         raise BadRecordError("the file is empty")
     try:

@@ -13,6 +13,7 @@ outward to whole pixels of the reduced image, so its edges lie up to 7 pixels of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import weakref
@@ -188,6 +189,11 @@ class Reader:
         """Whether a batch is a plain selection from arrays."""
         return isinstance(self.source, ArraySource) and not self.transforms
 
+    @functools.cached_property
+    def _crop_first(self) -> Crop | None:
+        """The first transformation, if it takes a part of the image; looked at once, which costs as much as a read."""
+        return self.transforms[0] if self.transforms and isinstance(self.transforms[0], Crop) else None
+
     def _gather(self, index: np.ndarray) -> Batch:
         assert isinstance(self.source, ArraySource)
         self._check_shape(self.source.images.shape[1:], 0, "")
@@ -200,7 +206,7 @@ class Reader:
     def _each(self, positions: np.ndarray, index: np.ndarray) -> Batch:
         cv2.setNumThreads(0)  # the parallelism is ours: OpenCV's own threads would only compete with it
         spec = self.source.spec
-        image = np.zeros((len(index), *self.image_shape), np.uint8)
+        image = np.empty((len(index), *self.image_shape), np.uint8)
         multilabel = spec.task == "multilabel"
         label = np.zeros((len(index), spec.num_classes) if multilabel else len(index), "f4" if multilabel else "i4")
         mask, bad = index >= 0, []
@@ -212,6 +218,7 @@ class Reader:
                     raise
                 mask[row] = False
                 bad.append(str(error))
+        image[~mask] = 0
         # One string, which passes through Grain and between processes as it is; no reason has a line break.
         return {"image": image, "label": label, "mask": mask, "index": index, "bad": "\n".join(bad)}
 
@@ -223,8 +230,8 @@ class Reader:
             image, label, file = record["image"], record["label"], record["file"]
             rng = generator(self.seed, position, stream=1)
             transforms = self.transforms
-            if isinstance(image, bytes) and transforms and isinstance(transforms[0], Crop):
-                image, transforms = self._crop(image, transforms[0], rng), transforms[1:]
+            if isinstance(image, bytes) and self._crop_first is not None:
+                image, transforms = self._crop(image, self._crop_first, rng), transforms[1:]
             elif isinstance(image, bytes):
                 image = decode.decode(image, self.image_shape[-1], max_megapixels=self.max_megapixels)
             for transform in transforms:
@@ -242,9 +249,15 @@ class Reader:
 
     def _crop(self, data: bytes, crop: Crop, rng: np.random.Generator) -> np.ndarray:
         """What `crop` makes of an image file, of which no more is decoded than it needs."""
-        box = crop.box(*decode.size(data), rng)
-        least = (crop.size, crop.size)
-        part = decode.decode(data, self.image_shape[-1], box=box, least=least, max_megapixels=self.max_megapixels)
+        header = decode.read_header(data)
+        part = decode.decode(
+            data,
+            self.image_shape[-1],
+            box=crop.box(*header.size, rng),
+            least=(crop.size, crop.size),
+            header=header,
+            max_megapixels=self.max_megapixels,
+        )
         return crop.resize(part, rng)
 
     def _check_label(self, label: int | np.ndarray, i: int, file: str) -> None:

@@ -69,7 +69,7 @@ def write(run: Run, path: Path) -> None:
     count = min(PAIRS, len(shown))
     rows = -(-count // COLUMNS)
     figure = Figure(figsize=(3.4 * COLUMNS, 2.0 * rows + 3.2), dpi=110, layout="constrained")
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(2.0 * rows, 3.0)))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.0 * rows, 3.0), squeeze=False)[:, 0]
     figure.suptitle(f"{run.spec.name} {run.config.data.train_split}: stored | as the model sees it at step 0")
     axes = top.subplots(rows, 2 * COLUMNS, squeeze=False)
     for axis in axes.flat:
