@@ -5,7 +5,7 @@
 | digits | B0 at 32 px | AdamW, 30 epochs | CPU; not yet measured | |
 | mnist, fashion_mnist | B0 at 28 px | AdamW, 10 epochs | CPU; not yet measured | |
 | cifar10, cifar100 | B0 at 32 px | AdamW, 100 epochs | GPU; not yet measured | |
-| imagenet2012 | B0 | section 5.2 of arXiv:1905.11946 without AutoAugment | GPU or TPU, unmeasured | 0.771 published |
+| imagenet2012 | B0 | section 5.2 of arXiv:1905.11946 | GPU or TPU, unmeasured | 0.771 published |
 | folder:PATH | B0 | AdamW, 20 epochs of batch 32, for pretrained weights: --config.init.from=... | see README | |
 """
 
@@ -63,6 +63,7 @@ def cifar(c):
 def imagenet(c):
     """RMSProp as in the paper; its batch size is that of the authors' code."""
     c.model.update(dtype="bfloat16", dropout=0.2, drop_path=0.2)
+    c.augment.host_train = ("random_resized_crop()", "flip()", "auto_augment()")
     c.batch_size, c.total_epochs, c.eval_every_steps = 4096, 350.0, 3130
     c.optimizer.update(name="rmsprop", lr=0.256, momentum=0.9, b2=0.9, eps=1e-3, weight_decay=1e-5, ema_decay=0.9999)
     c.schedule.update(name="exponential", decay_factor=0.97, decay_epochs=2.4, warmup_epochs=5.0)

@@ -68,8 +68,8 @@ def write(run: Run, path: Path) -> None:
     source, _ = build.open_train(run.config, run.open_split)
     count = min(PAIRS, len(shown))
     rows = -(-count // COLUMNS)
-    figure = Figure(figsize=(3.4 * COLUMNS, 2.0 * rows + 3.2), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2.0 * rows, 3.0), squeeze=False)[:, 0]
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.1 * rows + 3.2), dpi=110, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.1 * rows, 3.0), squeeze=False)[:, 0]
     figure.suptitle(f"{run.spec.name} {run.config.data.train_split}: stored | as the model sees it at step 0")
     axes = top.subplots(rows, 2 * COLUMNS, squeeze=False)
     for axis in axes.flat:
@@ -104,15 +104,15 @@ def stored_target(label: np.ndarray, spec: Spec) -> np.ndarray:
 
 
 def label_text(target: np.ndarray, spec: Spec) -> str:
-    """The classes of target [K], largest share first: "cat", or "0.62 cat, 0.38 dog" where labels are mixed."""
+    """The classes of target [K], largest share first, a line each: "cat", or "0.62 cat" and "0.38 dog" where mixed."""
     order = np.argsort(-target, kind="stable")
     present = [k for k in order if target[k] > 0.005]
     if not present:
         return "(none)"
     names = [_short(spec.class_names[k]) for k in present]
     if all(target[k] > 0.995 for k in present):
-        return ", ".join(names)
-    return ", ".join(f"{target[k]:.2f} {name}" for k, name in zip(present, names, strict=True))
+        return "\n".join(names)
+    return "\n".join(f"{target[k]:.2f} {name}" for k, name in zip(present, names, strict=True))
 
 
 def _short(name: str, length: int = 18) -> str:
