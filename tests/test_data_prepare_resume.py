@@ -19,9 +19,9 @@ from imgcls_jax.data import prepare, prepare_shards
 # Small shards, so that a small data set has many; and slow, so that there is time to kill. Workers import this too.
 CODE = """
 import sys, time
-from imgcls_jax.data import prepare, prepare_shards
-encode = prepare_shards.encode
-prepare_shards.encode = lambda example: time.sleep(0.004) or encode(example)
+from imgcls_jax.data import examples, prepare, prepare_shards
+encode = examples.encode
+examples.encode = lambda example: time.sleep(0.004) or encode(example)
 prepare_shards.MIN_SHARD_BYTES = 150_000
 if __name__ == "__main__":
     sys.exit(prepare.main(sys.argv[1:]))

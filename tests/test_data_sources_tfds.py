@@ -3,14 +3,17 @@
 They are written by TFDS itself, so that the format is TFDS's and not ours.
 """
 
+import concurrent.futures
 import logging
+import multiprocessing
 import pickle
+import sys
 
 import cv2
 import numpy as np
 import pytest
 
-from imgcls_jax.data import facts, sources, tfds
+from imgcls_jax.data import examples, facts, sources, tfds
 from imgcls_jax.types import ConfigError, UserError
 
 NAMES = ["ant", "bee", "cow"]
@@ -89,6 +92,11 @@ def test_several_labels_an_image_as_imagenet_real_has_them(cache):
         np.testing.assert_array_equal(record["label"], hot[value(record) % 3])
         assert record["label"].dtype == np.float32 and record["file"] == f"{value(record)}.JPEG"
     np.testing.assert_array_equal(source.labels(), [source[i]["label"] for i in range(9)])
+    builder = tensorflow_datasets.builder_from_directory(cache / "imagenet2012_real" / "1.0.0")
+    stock = builder.as_data_source("validation", decoders={"image": tensorflow_datasets.decode.SkipDecoding()})
+    for ours, theirs in zip(map(source.__getitem__, range(9)), stock, strict=True):
+        assert (ours["image"], ours["file"]) == (theirs["image"], theirs["file_name"].decode())
+        assert np.flatnonzero(ours["label"]).tolist() == list(theirs["real_label"])
 
 
 def test_labels_are_read_once_and_kept(cache, caplog, monkeypatch):
@@ -143,6 +151,26 @@ def test_a_source_survives_the_way_to_a_worker(cache):
     assert source[0]["file"] == "mine:test[4]"  # nothing in the record says a name
 
 
+def labels_and_modules(source, indices):
+    """In a process of its own: what it reads, and whether that needed TFDS."""
+    return [source[i]["label"] for i in indices], "tensorflow_datasets" in sys.modules
+
+
+def test_threads_and_processes_read_what_one_reads_and_need_no_tfds(cache):
+    prepare(cache, "mine", count=200)
+    source = sources.open_source("mine", "test")
+    expected = [source[i] for i in range(200)]
+    order = np.random.default_rng(0).integers(200, size=2000).tolist()
+    fresh = sources.open_source("mine", "test")
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for i, record in zip(order, threads.map(fresh.__getitem__, order), strict=True):
+            assert record == expected[i]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as processes:
+        labels, needed = processes.submit(labels_and_modules, source, order).result(timeout=60)
+    assert labels == [expected[i]["label"] for i in order] and not needed
+
+
 def test_configurations_are_folders_of_their_own(cache):
     with pytest.raises(UserError, match=r"tfds build imagenet_v2/topimages --file_format=array_record"):
         sources.open_source("imagenet_v2/topimages", "test")
@@ -159,6 +187,8 @@ def test_configurations_are_folders_of_their_own(cache):
 def test_smaller_variants_are_data_sets_of_their_own(cache):
     with pytest.raises(UserError, match=r"imgcls_jax.data.prepare cifar10 --from=FOLDER --resize_short=24`"):
         sources.open_source("cifar10_short24", "train")
+    with pytest.raises(UserError, match=r"prepare cifar10 --from=FOLDER --resize_short=24 --format=bmp`"):
+        sources.open_source("cifar10_short24_bmp", "train")
     assert sources.spec("cifar10_short24").splits == facts.FACTS["cifar10"].splits
     assert sources.spec("imagenet_v2/topimages_short256").num_classes == 1000
     with pytest.raises(ConfigError, match="There is no data set 'cifar10_short'"):
@@ -180,6 +210,36 @@ def test_damage_is_an_error_of_the_record_or_of_the_data_set(cache):
         source[0]
     with pytest.raises(UserError, match=r"mine/1\.0\.0 is damaged .*: remove it and prepare it"):
         source.labels()
+
+
+def test_a_shard_that_is_missing_is_named(cache):
+    folder = prepare(cache, "mine")
+    (shard,) = folder.glob("*.array_record*")
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"mine/1\.0\.0 is damaged \({shard.name} is missing\): remove it and prepare"):
+        sources.open_source("mine", "test")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no image", "no label"])
+def test_a_record_that_holds_no_example_is_a_bad_record(damage, cache):
+    from array_record.python import array_record_module
+
+    folder = prepare(cache, "mine", count=3)
+    (shard,) = folder.glob("*.array_record*")
+    good = examples.encode({"image": png(1), "label": 2})
+    bad = {
+        "cut": good[:-3],
+        "no image": examples.encode({"label": 1}),
+        "no label": examples.encode({"image": png(1)}),
+    }[damage]
+    writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:1")
+    for record in (good, bad, good):
+        writer.write(record)
+    writer.close()
+    source = sources.open_source("mine", "test")
+    assert source[0]["label"] == source[2]["label"] == 2 and value(source[0]) == 1
+    with pytest.raises(OSError, match=r"mine/1.0.0 is damaged \(.*(truncated|has 0 values)"):
+        source[1]
 
 
 def test_a_data_set_without_a_class_label_is_refused(cache):

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imgcls_jax.data import examples
 from imgcls_jax.data.decode import BadRecordError
 from imgcls_jax.data.prepare_shrink import Shrink
 from imgcls_jax.types import UserError
@@ -233,7 +234,7 @@ def write_shard(shard: Shard) -> None:
     try:
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")  # TFDS's option
         for entry, data in zip(shard.entries, _images(shard), strict=True):
-            record = encode({"image": data, **dict(zip(shard.columns, entry.values, strict=True))})
+            record = examples.encode({"image": data, **dict(zip(shard.columns, entry.values, strict=True))})
             size += len(record)
             writer.write(record)
         writer.close()
@@ -299,34 +300,6 @@ class _Progress:
 # What TFDS reads
 
 
-def encode(example: Mapping[str, int | str | bytes]) -> bytes:
-    """A serialised tf.train.Example with one value for each feature, the features in sorted order."""
-    entries = []
-    for name, value in sorted(example.items()):
-        if isinstance(value, int):
-            feature = _message(3, _message(1, _varint(value)))
-        else:
-            data = value if isinstance(value, bytes) else value.encode(errors="surrogateescape")
-            feature = _message(1, _message(1, data))
-        entries.append(_message(1, _message(1, name.encode()) + _message(2, feature)))
-    return _message(1, b"".join(entries))
-
-
-def _message(field: int, data: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
-    return _varint(field << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    value &= 2**64 - 1  # two's complement
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _write_metadata(
     original: Original, work: Path, description: str, shrink: Shrink | None, shards: list[Shard]
 ) -> None:
@@ -369,7 +342,7 @@ def _write_metadata(
 def features(original: Original, shrink: Shrink | None) -> dict[str, Any]:
     """The content of TFDS's features.json."""
     image: dict[str, Any] = {"dtype": "uint8", "shape": {"dimensions": [str(n) for n in original.shape]}}
-    if original.encoding or shrink is not None:
+    if shrink.quality is not None if shrink else original.encoding:  # TFDS has no word for BMP
         image["encodingFormat"] = "jpeg"
     kinds: dict[str, dict[str, Any]] = {"image": {"image": image, **_class("image_feature.Image")}}
     for column, kind in original.columns.items():

@@ -1,4 +1,4 @@
-"""Data sets of TFDS, prepared as ArrayRecord: read without TensorFlow, small ones from a cache of decoded arrays.
+"""Data sets of TFDS, prepared as ArrayRecord: read without TFDS, small ones from a cache of decoded arrays.
 
 What is in a prepared folder says all that is needed: any data set with an image and one class label, or several, can
 be read, whoever prepared it.
@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imgcls_jax.data import decode, facts
+from imgcls_jax.data import decode, examples, facts
 from imgcls_jax.data.arrays import ArraySource
 from imgcls_jax.data.protocol import Record, Source
 from imgcls_jax.types import Spec, UserError
@@ -38,11 +38,12 @@ class TfdsSource:
     """A split of a TFDS data set in ArrayRecord format; images stay encoded.
 
     Attributes:
-      records: what `tfds.data_source` returned, with decoding of the images skipped.
+      records: the split's shards, an ArrayRecordDataSource: serialised examples.
       spec: of the data set.
       split: the split's name.
       directory: the prepared data set.
       label_feature: the feature with the class, or a list of classes.
+      file_feature: the feature that names the original file; "" if there is none.
     """
 
     records: Any
@@ -50,36 +51,41 @@ class TfdsSource:
     split: str
     directory: Path
     label_feature: str
+    file_feature: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
         try:
-            record = self.records[index]
-        except RuntimeError as error:  # ArrayRecord's, for a file that is damaged
+            record = examples.parse(self.records[index], ("image", self.label_feature, self.file_feature))
+            image, label = _one(record, "image"), self.label(record)
+        except (RuntimeError, ValueError) as error:  # of ArrayRecord, or of what is in the record
             raise OSError(f"{self.directory} is damaged ({error})") from error
-        file = next((record[key] for key in _FILE_FEATURES if key in record), b"")
+        file = next(iter(record.get(self.file_feature, [])), b"")
         return {
-            "image": record["image"],
-            "label": self.label(record),
+            "image": image,
+            "label": label,
             "file": file.decode(errors="replace") if isinstance(file, bytes) else str(file),
         }
 
-    def label(self, record: dict[str, Any]) -> int | np.ndarray:
-        """The label of one of TFDS's records: an int, or [K] float32 of 0 and 1."""
-        value = record[self.label_feature]
+    def label(self, record: dict[str, list[Any]]) -> int | np.ndarray:
+        """The label of a parsed record: an int, or [K] float32 of 0 and 1; ValueError if it is none."""
         if self.spec.task == "multiclass":
-            return int(value)
+            return int(_one(record, self.label_feature))
         several = np.zeros(self.spec.num_classes, np.float32)
-        several[np.asarray(value, np.int64)] = 1
+        for label in record.get(self.label_feature, []):
+            if not 0 <= label < self.spec.num_classes:
+                raise ValueError(f"a record has class {label} of {self.spec.num_classes}")
+            several[label] = 1
         return several
 
-    def chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All records of TFDS's, numbered, read by the thousand."""
-        for start in range(0, len(self), 1000):
-            chunk = range(start, min(start + 1000, len(self)))
-            yield from zip(chunk, self.records.__getitems__(chunk), strict=True)
+    def chunks(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+        """Some features of all records, numbered, read by the hundred: together, in memory that is soon used again."""
+        for start in range(0, len(self), 100):
+            chunk = range(start, min(start + 100, len(self)))
+            for i, raw in zip(chunk, self.records.__getitems__(chunk), strict=True):
+                yield i, examples.parse(raw, names)
 
     def labels(self) -> np.ndarray:
         """[N] int32 or [N,K] float32; every record is read for it, once: the labels are kept in `cache_dir()`."""
@@ -88,7 +94,7 @@ class TfdsSource:
             _log.warning("%s:%s: reading all labels; they are kept in %s.", self.spec.name, self.split, cached)
             labels = _empty_labels(self)
             with _naming_damage(self):
-                for i, record in self.chunks():
+                for i, record in self.chunks((self.label_feature,)):
                     labels[i] = self.label(record)
             if not _save(self, cached, labels=labels):
                 return labels
@@ -158,12 +164,13 @@ def open_split(spec: Spec, split: str, directory: Path) -> Source:
     """
     label_feature = _label_feature(directory)
     assert label_feature is not None
+    file_feature = next((name for name in _FILE_FEATURES if name in _features(directory)), "")
     shape = [int(n) for n in _features(directory)["image"]["image"].get("shape", {}).get("dimensions", [-1])]
-    source = TfdsSource(None, spec, split, directory, label_feature)
+    source = TfdsSource(None, spec, split, directory, label_feature, file_feature)
     in_memory = min(shape) >= 0 and spec.splits[split] * int(np.prod(shape)) <= MAX_ARRAY_BYTES
     cached = _cached(source, "")
     if not in_memory or not cached.exists():
-        source = dataclasses.replace(source, records=_records(directory, split))
+        source = dataclasses.replace(source, records=_records(spec, split, directory))
     if not in_memory:
         return source
     if not cached.exists():
@@ -191,12 +198,34 @@ def _label_feature(directory: Path) -> str | None:
     return None
 
 
-def _records(directory: Path, split: str) -> Any:
-    # Imported here: TFDS takes seconds, and arrays in the cache do without it.
-    import tensorflow_datasets as tfds
+def _records(spec: Spec, split: str, directory: Path) -> Any:
+    """The serialised examples of a whole split, in the order of its shards; UserError if a shard is missing."""
+    # Imported here: it takes a while, and arrays in the cache do without it.
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-    builder = tfds.builder_from_directory(directory)
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    info = json.loads((directory / "dataset_info.json").read_text())
+    found = next(s for s in info["splits"] if s["name"] == split)
+    template = found.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    fixed = {"DATASET": info["name"], "SPLIT": split, "FILEFORMAT": "array_record"}
+    count = len(found["shardLengths"])
+    there = {path.name for path in directory.iterdir()}
+    shards = []
+    for i, length in enumerate(map(int, found["shardLengths"])):
+        index, of = f"{i:05d}", f"{count:05d}"
+        name = template.format(**fixed, SHARD_INDEX=index, NUM_SHARDS=of, SHARD_X_OF_Y=f"{index}-of-{of}")
+        if name not in there:
+            again = facts.how_to_prepare(spec.name)
+            raise UserError(f"{directory} is damaged ({name} is missing): remove it and {again}")
+        if length:
+            shards.append(f"{directory / name}[0:{length}]")  # told how many records there are, it opens no file yet
+    return ArrayRecordDataSource(shards)
+
+
+def _one(record: dict[str, list[Any]], name: str) -> Any:
+    values = record.get(name, [])
+    if len(values) != 1:
+        raise ValueError(f"a record has {len(values)} values of {name}")
+    return values[0]
 
 
 def _decode_all(source: TfdsSource, shape: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -204,9 +233,9 @@ def _decode_all(source: TfdsSource, shape: list[int]) -> tuple[np.ndarray, np.nd
     images, labels = np.empty((len(source), *shape), np.uint8), _empty_labels(source)
     where = f"{source.spec.name}:{source.split}"
     with _naming_damage(source):
-        for i, record in source.chunks():
+        for i, record in source.chunks(("image", source.label_feature)):
             try:
-                image = decode.decode(record["image"], shape[-1])
+                image = decode.decode(_one(record, "image"), shape[-1])
             except decode.BadRecordError as error:
                 raise decode.BadRecordError(f"{where}[{i}]: {error}") from error
             if list(image.shape) != shape:
@@ -223,10 +252,10 @@ def _empty_labels(source: TfdsSource) -> np.ndarray:
 
 @contextlib.contextmanager
 def _naming_damage(source: TfdsSource) -> Iterator[None]:
-    """Turns ArrayRecord's errors, for a file that is damaged or missing, into the user's."""
+    """Turns the errors of a file that is damaged, ArrayRecord's and those of its records, into the user's."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         again = facts.how_to_prepare(source.spec.name)
         raise UserError(f"{source.directory} is damaged ({error}): remove it and {again}") from error
 
