@@ -234,7 +234,7 @@ def choose(recipes: dict[str, T], arg: str) -> T:
       ConfigError: for an unknown ARG, naming the nearest.
     """
     kind, _, path = arg.partition(":")
-    key = "folder" if kind in _OWN and path else re.sub(r"_short[0-9]+(_bmp)?$", "", arg)
+    key = "folder" if kind in _OWN and path else re.sub(r"_short[0-9]+$", "", arg)
     if key not in recipes or arg in _OWN:
         raise ConfigError(
             f"Unknown data set '{arg}' in --config=FILE:ARG{nearest(key, recipes)}; write folder:PATH, manifest:PATH "

@@ -138,37 +138,6 @@ def test_a_part_outside_the_image_is_a_mistake_of_the_caller(box):
         decode.decode(GOOD["plain.jpg"].data, 3, box=box)
 
 
-# Plain BMP
-
-
-@pytest.mark.parametrize("name", ["plain.bmp", "odd.bmp", "grey.bmp", "top down.bmp", "top down, grey.bmp"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_plain_bmp_is_as_pillow_sees_it_and_needs_no_pillow_to_be_read(name, channels, monkeypatch):
-    data = GOOD[name].data
-    with Image.open(io.BytesIO(data)) as image:
-        expected = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(image.height, image.width, -1)
-    monkeypatch.setattr(decode, "_open", lambda data: pytest.fail("Pillow opened it"))
-    np.testing.assert_array_equal(decode.decode(data, channels), expected)
-    height, width = expected.shape[:2]
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
-        top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-        part = decode.decode(data, channels, box=(top, left, h, w), least=(1, 1))  # never reduced
-        assert part.flags.c_contiguous
-        np.testing.assert_array_equal(part, expected[top : top + h, left : left + w])
-
-
-@pytest.mark.parametrize("name", [n for n in GOOD if n.endswith(".bmp")])
-def test_a_bmp_is_refused_if_it_lacks_a_byte_of_a_pixel(name):
-    data = GOOD[name].data
-    filled = {"odd.bmp": 1, "grey.bmp": 3, "top down.bmp": 2}.get(name, 0)  # bytes after the last row's pixels
-    assert decode.decode(data[: len(data) - filled], 3).shape == GOOD[name].pixels.shape
-    for end in (len(data) - filled - 1, 60, 53, 20, 3):
-        with pytest.raises(BadRecordError):
-            decode.decode(data[:end], 3, box=(0, 0, 1, 1))
-
-
 # Bad files
 
 
@@ -266,7 +235,6 @@ files = [
     encode(image.quantize(16), "PNG", transparency=3), encode(rgb, "WEBP", exif=odd_files.exif(8)),
     encode(rgb, "WEBP", lossless=True), encode(rgb, "WEBP", save_all=True, append_images=[image.rotate(90)]),
     encode(image.quantize(16), "GIF"), encode(rgb, "TIFF", compression="tiff_lzw"),
-    encode(rgb[:, :39], "BMP"), odd_files.top_down(encode(image.convert("L"), "BMP")),
 ]
 rng = np.random.default_rng(0)
 counts = collections.Counter()

@@ -135,52 +135,6 @@ def test_a_data_set_of_shrunk_images(tmp_path, capsys, photo):
     assert code == 1 and "is prepared with JPEG quality 90" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("size", [(640, 426), (301, 199), (100, 90)])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_uncompressed_images_are_the_shrunk_pixels_themselves(photo, size, mode):
-    image = photo.convert(mode).resize(size)
-    shrunk = Shrink(100, None)(file(image, "PNG"))
-    height, width = decode.decode(shrunk, 3).shape[:2]
-    assert min(height, width) == min(100, *size)
-    expected = cv2.resize(np.asarray(image.convert("RGB")), (width, height), interpolation=cv2.INTER_AREA)
-    with Image.open(io.BytesIO(shrunk)) as read:
-        assert (read.format, read.mode) == ("BMP", mode)
-        np.testing.assert_array_equal(np.asarray(read.convert("RGB")), expected)
-    np.testing.assert_array_equal(decode.decode(shrunk, 3), expected)
-
-
-def test_a_data_set_of_uncompressed_images_is_one_of_its_own_and_tfds_reads_it(tmp_path, capsys, photo):
-    make_folder(tmp_path / "in", photo)
-    options = [f"--from={tmp_path / 'in'}", "--resize_short=60"]
-    assert run(capsys, "pets", *options)[0] == run(capsys, "pets", *options, "--format=bmp", "--verify")[0] == 0
-    source, jpegs = (sources.open_source(name, "train") for name in ("pets_short60_bmp", "pets_short60"))
-    target = tmp_path / "tfds" / "pets_short60_bmp" / "1.0.0"
-    assert "of 60 (uncompressed)" in json.loads((target / "dataset_info.json").read_text())["description"]
-
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(target)
-    stock = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
-    decoded = builder.as_data_source("train")
-    assert len(source) == len(jpegs) == len(stock) > 8
-    for i, (theirs, pixels) in enumerate(zip(stock, decoded, strict=True)):
-        ours, image = source[i], decode.decode(source[i]["image"], 3)
-        assert decode.file_format(ours["image"]) == "BMP" and ours["file"] == jpegs[i]["file"]
-        assert (ours["image"], ours["label"], ours["file"]) == (
-            theirs["image"],
-            theirs["label"],
-            theirs["file_name"].decode(),
-        )
-        np.testing.assert_array_equal(image, pixels["image"])  # TFDS decodes it too, by OpenCV or Pillow
-        compressed = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-        assert compressed.tobytes() == jpegs[i]["image"]  # nothing but the format differs
-
-    again = tmp_path / "again"
-    assert run(capsys, "pets", *options, "--format=bmp", f"--data_dir={again}", "--workers=2")[0] == 0
-    for path in target.iterdir():
-        assert path.read_bytes() == (again / "pets_short60_bmp" / "1.0.0" / path.name).read_bytes()
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_image_that_cannot_be_decoded_is_named(workers, tmp_path, capsys, photo, monkeypatch):
     monkeypatch.setattr("imgcls_jax.data.prepare_shards.MIN_SHARD_BYTES", 20_000)  # several shards
@@ -197,15 +151,7 @@ def test_an_image_that_cannot_be_decoded_is_named(workers, tmp_path, capsys, pho
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--quality=80"],
-        ["--format=bmp"],
-        ["--resize_short=0"],
-        ["--resize_short=9", "--quality=101"],
-        ["--resize_short=9", "--quality=90", "--format=bmp"],
-        ["--resize_short=-1"],
-    ],
+    "options", [["--quality=80"], ["--resize_short=0"], ["--resize_short=9", "--quality=101"], ["--resize_short=-1"]]
 )
 def test_flags_that_make_no_sense(options, tmp_path, capsys):
     code, _, err = run(capsys, "pets", f"--from={tmp_path}", *options)

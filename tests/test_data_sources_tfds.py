@@ -187,8 +187,6 @@ def test_configurations_are_folders_of_their_own(cache):
 def test_smaller_variants_are_data_sets_of_their_own(cache):
     with pytest.raises(UserError, match=r"imgcls_jax.data.prepare cifar10 --from=FOLDER --resize_short=24`"):
         sources.open_source("cifar10_short24", "train")
-    with pytest.raises(UserError, match=r"prepare cifar10 --from=FOLDER --resize_short=24 --format=bmp`"):
-        sources.open_source("cifar10_short24_bmp", "train")
     assert sources.spec("cifar10_short24").splits == facts.FACTS["cifar10"].splits
     assert sources.spec("imagenet_v2/topimages_short256").num_classes == 1000
     with pytest.raises(ConfigError, match="There is no data set 'cifar10_short'"):

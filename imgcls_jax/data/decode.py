@@ -1,8 +1,8 @@
 """Image files to arrays: RGB or grey, 8 bits, upright, whatever the file holds.
 
-The content decides, never the name. JPEG and PNG are decoded by OpenCV, which is faster; of a plain BMP only the part
-that is wanted is copied; CMYK JPEGs and all other formats go to Pillow, which reads every kind of them. Where the
-optional extension of `data/jpeg.py` is installed, parts of JPEGs are decoded by it.
+The content decides, never the name. JPEG and PNG are decoded by OpenCV, which is faster; CMYK JPEGs and all other
+formats by Pillow, which reads every kind of them. Where the optional extension of `data/jpeg.py` is installed, parts of
+JPEGs are decoded by it.
 
 What becomes 8-bit RGB: grey is repeated; palettes are looked up; alpha is dropped, not blended (the colours under
 transparent pixels show, as with Pillow's `convert("RGB")`, which timm and torchvision call); CMYK is converted without
@@ -96,8 +96,6 @@ def decode(
         least = least[::-1]
     if header.format == "JPEG" and header.components in (1, 3):
         image = _jpeg_part(data, channels, header, part, least)
-    elif header.format == "BMP" and header.components:
-        image = _bmp_part(data, channels, header, part)
     else:
         png = header.format == "PNG"
         image = _opencv(headers.pixels_only(data), channels, 1) if png else _pillow(data, channels)
@@ -197,26 +195,6 @@ def _jpeg_part(
         pass  # it is not installed, or cannot; OpenCV can, or else says what is wrong
     scale = reduction(box, least)
     return _cut(_opencv(data, channels, scale), box, header, scale)
-
-
-def _bmp_part(data: bytes, channels: int, header: headers.Header, box: Box) -> np.ndarray:
-    """The box, in pixels as they are stored, of a plain BMP."""
-    top, left, height, width = box
-    stored = header.components
-    image: np.ndarray = np.ndarray(
-        (height, width, stored),
-        np.uint8,
-        data,
-        header.pixels_at + top * header.row_bytes + left * stored,
-        (header.row_bytes, stored, 1),
-    )
-    if stored == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if channels == 1:  # by Pillow, whose grey is that of the other formats; OpenCV's may differ by one
-            image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-    elif channels == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return image
 
 
 def _cut(image: np.ndarray, box: Box, header: headers.Header, scale: int) -> np.ndarray:

@@ -100,12 +100,12 @@ def tfds_path(name: str) -> str:
     return f"{name}/{config}" if config else name
 
 
-# What `prepare --resize_short=N`, and --format=bmp, add to the name of a data set with smaller images.
-_SHORT = re.compile(r"_short([0-9]+)(_bmp)?$")
+# What `prepare --resize_short=N` adds to the name of a data set with smaller images.
+_SHORT = re.compile(r"_short[0-9]+$")
 
 
 def find(name: str) -> Facts | None:
-    """The facts of a data set, of one of its configurations NAME/CONFIG, or of the original of NAME_shortN[_bmp]."""
+    """The facts of a data set, of one of its configurations NAME/CONFIG, or of the original of NAME_shortN."""
     base, _, config = _SHORT.sub("", name).partition("/")
     found = FACTS.get(base)
     return found if found is not None and (not config or config in found.configs) else None
@@ -126,8 +126,7 @@ def how_to_prepare(name: str) -> str:
     """A sentence with the command that prepares a TFDS data set."""
     original = _SHORT.sub("", name)
     if original in PREPARABLE:
-        short = _SHORT.search(name)
-        smaller = f" --resize_short={short[1]}{' --format=bmp' if short[2] else ''}" if short else ""
+        smaller = f" --resize_short={name.rpartition('_short')[2]}" if original != name else ""
         return (
             f"prepare it with `python -m imgcls_jax.data.prepare {original} --from=FOLDER{smaller}` from its original "
             "files."

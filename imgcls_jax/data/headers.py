@@ -1,4 +1,4 @@
-"""What the headers of JPEG, PNG and plain BMP files say, and whether they are whole, without decoding them."""
+"""What the headers of JPEG and PNG files say, and whether the files are whole, without decoding them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # a stuffed zero, TEM, and the restart markers
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _ORIENTATION = 0x0112
-_GREYS = b"".join(bytes((i, i, i, 0)) for i in range(256))  # the palette of a grey BMP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +23,9 @@ class Header:
     Attributes:
       format: as Pillow names it: "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF".
       height, width: pixels, as they are stored.
-      orientation: of the EXIF data, 1 to 8; 1: upright as it is stored; from 5 on height and width are exchanged. A BMP
-        whose rows go from the bottom to the top has 4.
-      components: of a JPEG: 1 grey, 3 colour, 4 CMYK or YCCK; of a plain BMP: 1 or 3; 0 for all else.
-      pixels_at: where in the file the first scan of a JPEG, or the first row of a plain BMP begins; 0 for all else.
+      orientation: of the EXIF data, 1 to 8; 1: upright as it is stored; from 5 on height and width are exchanged.
+      components: of a JPEG: 1 grey, 3 colour, 4 CMYK or YCCK; 0 for other formats.
+      pixels_at: of a JPEG: where in the file its first scan begins; 0 for other formats.
     """
 
     format: str
@@ -42,16 +40,9 @@ class Header:
         """(height, width) once upright."""
         return (self.height, self.width) if self.orientation < 5 else (self.width, self.height)
 
-    @property
-    def row_bytes(self) -> int:
-        """The bytes of a row of a plain BMP, with what fills it up to a multiple of four."""
-        return (self.width * self.components + 3) // 4 * 4
-
 
 def read(data: bytes) -> Header | None:
-    """The header of a JPEG, PNG or plain BMP file, known by its first bytes; None for any other file.
-
-    A BMP is plain if its pixels are uncompressed, 24 bits of colour or 8 of grey: nearly all are.
+    """The header of a JPEG or PNG file, known by its first bytes; None for any other file.
 
     Raises:
       ValueError: saying why, if the header is damaged or cut short.
@@ -61,25 +52,19 @@ def read(data: bytes) -> Header | None:
             return _jpeg(data)
         if data.startswith(PNG):
             return _png(data)
-        if data.startswith(BMP):
-            return _bmp(data)
     except (struct.error, IndexError) as error:
         raise ValueError("truncated before its pixels") from error
     return None
 
 
 def check_whole(data: bytes, header: Header) -> None:
-    """Raises ValueError if a JPEG, PNG or plain BMP is cut short, or a PNG's checksum tells that it is damaged.
+    """Raises ValueError if a JPEG or PNG file is cut short, or a PNG's checksum tells that it is damaged.
 
     A JPEG ends with a marker that cannot occur within its scans; what follows it is of no interest. It has no checksum:
     bytes overwritten inside are noticed only where they break the code of the entropy coder, if at all.
     """
     if header.format == "JPEG" and not data.endswith(_END_OF_IMAGE) and data.find(_END_OF_IMAGE, header.pixels_at) < 0:
         raise ValueError("truncated (a JPEG without its end marker)")
-    if header.format == "BMP" and header.components:
-        last = header.pixels_at + (header.height - 1) * header.row_bytes
-        if last + header.width * header.components > len(data):
-            raise ValueError("truncated (a BMP without its last row)")
     if header.format == "PNG":
         view = memoryview(data)
         for kind, start, end in _chunks(data):
@@ -150,17 +135,6 @@ def _png(data: bytes) -> Header:
     width, height = struct.unpack_from(">II", data, start)
     turned = next((orientation(data[start:end]) for kind, start, end in chunks if kind == b"eXIf"), 1)
     return Header("PNG", height, width, turned)
-
-
-def _bmp(data: bytes) -> Header | None:
-    if len(data) < 54:  # a tiny one of an older kind, or cut short
-        return None
-    at, size, width, height, _, bits, compression, colours = struct.unpack_from("<10xIIiiHHI12xI", data)
-    grey = bits == 8 and colours in (0, 256) and data[54:1078] == _GREYS
-    least = 1078 if grey else 54
-    if size != 40 or width < 1 or not height or compression or at < least or not (grey or bits == 24):
-        return None  # or it is no BMP at all
-    return Header("BMP", abs(height), width, 4 if height > 0 else 1, bits // 8, at)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -1,7 +1,7 @@
 """Prepares a data set for reading without TensorFlow, from its original files:
 
-    python -m imgcls_jax.data.prepare NAME [--from=PATH] [--data_dir=DIR] [--workers=N] [--verify]
-                                           [--resize_short=N [--quality=Q | --format=bmp]]
+    python -m imgcls_jax.data.prepare NAME [--from=PATH] [--data_dir=DIR] [--resize_short=N [--quality=Q]]
+                                           [--workers=N] [--verify]
 
 | NAME | original files |
 | --- | --- |
@@ -15,9 +15,8 @@
 
 The result is what TFDS itself would have written in ArrayRecord format (prepare_shards.py), and
 `tfds.data_source(NAME)` reads it. Images that are files keep their bytes. With --resize_short, the data set NAME_shortN
-is written, with every image shrunk to a short side of at most N. With --format=bmp it is NAME_shortN_bmp, whose images
-are not compressed: decoding them is copying, and they take about nine times the disk. If the command is interrupted, in
-whatever way, give it again: it goes on with the first unfinished shard, and the result is the same, byte for byte.
+is written, with every image shrunk to a short side of at most N. If the command is interrupted, in whatever way, give
+it again: it goes on with the first unfinished shard, and the result is the same, byte for byte.
 
 --verify also compares the original files with their published SHA-256, and the result with its checksums; for a data
 set that is there already it does only the latter.
@@ -208,7 +207,7 @@ def prepare(
       UserError: a file is missing or damaged, or the folder cannot be written.
     """
     version = FACTS[name].version if name in READERS else "1.0.0"
-    result = f"{name}{shrink.suffix}" if shrink else name
+    result = f"{name}_short{shrink.short}" if shrink else name
     target = data_dir / tfds_path(result) / version
     try:
         with _workplace(target.parent) as scratch:
@@ -260,8 +259,7 @@ def _describe(name: str, original: Original, shrink: Shrink | None) -> str:
     counts = {split: len(entries) for split, entries in original.splits.items()}
     description = f"{name}, written by imgcls_jax.data.prepare."
     if shrink:
-        written = "uncompressed" if shrink.quality is None else f"JPEG quality {shrink.quality}"
-        description += f" Images are shrunk to a short side of {shrink.short} ({written})."
+        description += f" Images are shrunk to a short side of {shrink.short} (JPEG quality {shrink.quality})."
     published = FACTS[name].splits if name in READERS else {}
     if not published.items() <= counts.items():
         wanted = ", ".join(f"{n:,} {split}" for split, n in published.items())
@@ -280,21 +278,6 @@ def _check_shrink(target: Path, shrink: Shrink | None) -> None:
         raise UserError(f"{target} is prepared with JPEG quality {there['quality']}: remove it to prepare it anew.")
 
 
-def _shrink(short: int | None, format_: str | None, quality: int | None) -> Shrink | None:
-    """What the flags ask for; ConfigError if they contradict one another."""
-    if short is None:
-        if format_ is not None or quality is not None:
-            raise ConfigError("--format and --quality are for shrunk images: give --resize_short too.")
-        return None
-    if short < 1 or (quality is not None and not 1 <= quality <= 100):
-        raise ConfigError("--resize_short is a number of pixels, at least 1, and --quality is 1 to 100.")
-    if format_ == "bmp":
-        if quality is not None:
-            raise ConfigError("--quality is for JPEG: leave it out with --resize_short=N --format=bmp.")
-        return Shrink(short, None)
-    return Shrink(short, 90 if quality is None else quality)
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -305,14 +288,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", type=Path, help="where to write; default: TFDS's folder")
     parser.add_argument("--resize_short", type=int, metavar="N", help="shrink images to a short side of at most N")
     parser.add_argument("--quality", type=int, metavar="Q", help="JPEG quality of shrunk images, 1 to 100; default: 90")
-    parser.add_argument(
-        "--format", choices=("jpeg", "bmp"), help="of shrunk images: bmp is uncompressed; default: jpeg"
-    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; default: one a core")
     parser.add_argument("--verify", action="store_true", help="read again and compare checksums")
     args = parser.parse_args(argv)
     try:
-        shrink = _shrink(args.resize_short, args.format, args.quality)
+        shrink = None
+        if args.resize_short is not None:
+            shrink = Shrink(args.resize_short, 90 if args.quality is None else args.quality)
+            if shrink.short < 1 or not 1 <= shrink.quality <= 100:
+                raise ConfigError("--resize_short is a number of pixels, at least 1, and --quality is 1 to 100.")
+        elif args.quality is not None:
+            raise ConfigError("--quality is for shrunk images: give --resize_short too.")
         data_dir = sources.tfds_dir(args.data_dir)
         options = {"shrink": shrink, "workers": max(1, args.workers or 1), "verify": args.verify}
         prepare(args.name, source=args.source, data_dir=data_dir, **options)

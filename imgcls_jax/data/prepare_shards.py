@@ -342,7 +342,7 @@ def _write_metadata(
 def features(original: Original, shrink: Shrink | None) -> dict[str, Any]:
     """The content of TFDS's features.json."""
     image: dict[str, Any] = {"dtype": "uint8", "shape": {"dimensions": [str(n) for n in original.shape]}}
-    if shrink.quality is not None if shrink else original.encoding:  # TFDS has no word for BMP
+    if original.encoding or shrink is not None:
         image["encodingFormat"] = "jpeg"
     kinds: dict[str, dict[str, Any]] = {"image": {"image": image, **_class("image_feature.Image")}}
     for column, kind in original.columns.items():

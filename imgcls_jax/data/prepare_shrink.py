@@ -6,7 +6,6 @@ import dataclasses
 import io
 
 import cv2
-import numpy as np
 from PIL import Image
 
 from imgcls_jax.data import decode
@@ -18,17 +17,11 @@ class Shrink:
 
     Attributes:
       short: the longest that a short side may be, in pixels.
-      quality: JPEG quality of what is written, 1 to 100; None: it is written uncompressed, as BMP, which takes about
-        nine times the disk of quality 90, and no more than copying to decode (as FFCV's "raw").
+      quality: JPEG quality of what is written, 1 to 100.
     """
 
     short: int
-    quality: int | None
-
-    @property
-    def suffix(self) -> str:
-        """What is added to the name of the data set."""
-        return f"_short{self.short}{'_bmp' if self.quality is None else ''}"
+    quality: int
 
     def __call__(self, data: bytes) -> bytes:
         """Shrinks one image; the aspect ratio stays, to the pixel.
@@ -37,9 +30,8 @@ class Shrink:
           data: an image file of any kind that `decode.decode` reads.
 
         Returns:
-          An image file without metadata, with a rotation in the EXIF data applied, shrunk by averaging areas. A JPEG of
-          RGB; the same bytes, if it is a JPEG of RGB or grey that needs no shrinking. Or a BMP of 24 bits, or of 8 if
-          the image is grey.
+          A JPEG file. The same bytes, if it is a JPEG of RGB or grey that needs no shrinking; else one of RGB without
+          metadata, with a rotation in the EXIF data applied, shrunk by averaging areas.
 
         Raises:
           BadRecordError: the image cannot be decoded.
@@ -48,15 +40,12 @@ class Shrink:
         height, width = image.shape[:2]
         scale = self.short / min(height, width)
         if scale >= 1:
-            if self.quality is not None and _is_rgb_jpeg(data):
+            if _is_rgb_jpeg(data):
                 return data
         else:
             size = (max(self.short, round(width * scale)), max(self.short, round(height * scale)))
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        if self.quality is None:
-            grey = np.array_equal(image, cv2.cvtColor(image[..., 0], cv2.COLOR_GRAY2BGR))
-            return cv2.imencode(".bmp", image[..., 0] if grey else image)[1].tobytes()
         return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1].tobytes()
 
     @staticmethod
