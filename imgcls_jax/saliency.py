@@ -20,6 +20,7 @@ from imgcls_jax.models.vit import ViT
 from imgcls_jax.types import ConfigError, PyTree, check_choice
 
 METHODS = ("auto", "gradcam", "rollout", "occlusion")
+ROUNDING = 1e-5  # a loss of probability that is none
 COLOURS = "inferno"  # perceptually uniform: cold is dark, hot is bright
 OPACITY = 0.5  # of the colours over the image
 
@@ -86,7 +87,7 @@ def _feature_maps(model: nn.Module, variables: PyTree, images: Any) -> list[jax.
 
 def _grid(model: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
     """(rows, columns) of the patches of images [B,H,W,C]."""
-    patch_size: int = model.patch_size  # type: ignore[attr-defined]  # every model of tokens has one
+    patch_size: int = model.patch_size  # every model of tokens has one
     return image_shape[1] // patch_size, image_shape[2] // patch_size
 
 
@@ -308,6 +309,7 @@ def heat_maps(
         found = found - found.min(axis=(1, 2), keepdims=True)
     else:
         found = occlusion(model, variables, images, targets, task=task)
+        found = np.where(found < ROUNDING, 0, found)
     heat = np.maximum(jax.image.resize(found, images.shape[:3], "bilinear"), 0)
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, largest, out=np.zeros_like(heat), where=largest > 0)
