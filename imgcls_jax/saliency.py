@@ -306,11 +306,12 @@ def heat_maps(
         found = grad_cam(model, variables, images, targets)
     elif method == "rollout":
         found = attention_rollout(model, variables, images)
-        found = found - found.min(axis=(1, 2), keepdims=True)
     else:
         found = occlusion(model, variables, images, targets, task=task)
         found = np.where(found < ROUNDING, 0, found)
-    heat = np.maximum(jax.image.resize(found, images.shape[:3], "bilinear"), 0)
+    heat = np.array(jax.image.resize(found, images.shape[:3], "bilinear"))
+    if method == "rollout":
+        heat -= heat.min(axis=(1, 2), keepdims=True)
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, largest, out=np.zeros_like(heat), where=largest > 0)
 

@@ -40,7 +40,7 @@ def test_pictures_of_what_can_be_read_and_a_sentence_about_the_rest(workdir, dig
     broken.write_bytes(b"no image")
     out = tmp_path / "deep/out"
     files = [str(f) for f in (digit, broken, large, tmp_path / "missing.png")]
-    with pytest.raises(UserError, match=r"broken\.jpg\).* and 1 more of 4.*the other images are explained"):
+    with pytest.raises(UserError, match=r"broken\.jpg\): .*\(and 1 more of 4\); the other images are explained"):
         explain.main([f"--workdir={workdir}", f"--output={out}", *files])
     assert sorted(p.name for p in out.iterdir()) == ["digit-2.png", "digit.png"]
     lines = capsys.readouterr().out.splitlines()

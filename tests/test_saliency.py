@@ -46,7 +46,7 @@ class Corner(nn.Module):
     def __call__(self, images, *, train):
         del train
         corner = images[:, : images.shape[1] // 2, : images.shape[2] // 2].mean((1, 2, 3))
-        return 5 * jnp.stack([corner, -corner], axis=-1)
+        return jnp.stack([corner, -corner], axis=-1)
 
 
 def test_grad_cam_is_the_class_activation_map_of_a_linear_head():
@@ -170,7 +170,7 @@ def test_occlusion_finds_what_a_model_looks_at():
     assert bright[:7, :5].min() > 0 and np.abs(bright[13:]).max() < 1e-6 and np.abs(bright[:, 11:]).max() < 1e-6
     # Hiding a dark corner makes "bright" more probable, and a patch within the corner takes away one fifth of it.
     assert dark[:7, :5].max() < 0
-    whole, part = 1 / (1 + np.exp(-10)), 1 / (1 + np.exp(-10 * (1 - 16 / 80)))
+    whole, part = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-2 * (1 - 16 / 80)))
     np.testing.assert_allclose(bright[0, 0], whole - part, rtol=1e-4)
 
 
@@ -189,7 +189,7 @@ def test_occlusion_does_not_depend_on_the_batches_and_covers_every_pixel():
 def test_probabilities_of_many_labels_are_each_by_themselves():
     images = jnp.ones((1, 8, 8, 1))
     heat = saliency.occlusion(Corner(), {}, images, jnp.array([0]), task="multilabel", patch=8, stride=8)
-    np.testing.assert_allclose(heat, 1 / (1 + np.exp(-5)) - 0.5, rtol=1e-5)
+    np.testing.assert_allclose(heat, 1 / (1 + np.exp(-1)) - 0.5, rtol=1e-5)
 
 
 def side_of(name):
@@ -240,7 +240,7 @@ def test_every_architecture_has_a_map(name):
     assert heats.std((1, 2)).min() > 0.01
 
 
-@pytest.mark.parametrize("name", [*QUICK, "alexnet", "vgg11", "googlenet", "convnext_tiny", "mixer_b16_224"])
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", "vgg11", "resnet20"])
 def test_the_mark_changes_neither_the_program_nor_the_variables(name):
     """As compared with the model without: an interceptor takes the mark out."""
     images = jax.ShapeDtypeStruct(images_of(name).shape, jnp.float32)
@@ -303,7 +303,8 @@ def test_heat_maps_are_in_0_to_1_and_none_is_all_zero_without_evidence():
         heats = saliency.heat_maps(method, model, variables, images, jnp.array([1, 1]))
         assert heats.shape == (2, 16, 16) and heats.dtype == np.float32
         assert heats.min() >= 0 and heats.max((1, 2)).tolist() == [1, 1]
-    against = {"params": {**variables["params"], "head": jax.tree.map(lambda x: -abs(x), variables["params"]["head"])}}
+    conv, head = variables["params"]["conv"], variables["params"]["head"]
+    against = {"params": {"conv": conv, "head": jax.tree.map(lambda x: -abs(x), head)}}
     assert not saliency.heat_maps("gradcam", model, against, images, jnp.array([1, 1])).any()
     sure = {
         "params": {**variables["params"], "head": {"kernel": jnp.zeros((6, 4)), "bias": jnp.array([0, 40.0, 0, 0])}}
