@@ -17,10 +17,10 @@ FLOORS = [
     {"config", "platform", "preemption", "rng", "trees"},
     {"cli"},
     {"augment", "losses", "metrics", "models", "optim", "sharding", "state", "writers"},
-    {"checkpoint", "data", "monitor", "objectives"},
+    {"checkpoint", "data", "monitor", "objectives", "saliency"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
-    {"train"},
+    {"explain", "train"},
     {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "report"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

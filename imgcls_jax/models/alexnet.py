@@ -53,7 +53,7 @@ class AlexNet(nn.Module):
         for place, channels, kernel, stride, padding, pool in CONVOLUTIONS:
             x = nn.relu(conv(channels, kernel, stride=stride, padding=padding, name=f"features.{place}")(x))
             if pool:
-                x = nn.max_pool(x, (3, 3), strides=(2, 2))
+                x = nn.max_pool(layers.FeatureMap()(x), (3, 3), strides=(2, 2))
         x = layers.flatten(layers.adaptive_avg_pool(x, 6, 6))
         for place in (1, 4):
             x = nn.Dropout(self.dropout)(x, deterministic=not train)

@@ -70,7 +70,7 @@ class ConvNeXt(nn.Module):
                 x = self._patches(self._norm(x, f"stages.{i}.downsample.0"), width, 2, f"stages.{i}.downsample.1")
             for j in range(blocks):
                 x = Block(self.dtype, name=f"stages.{i}.blocks.{j}")(x, next(rates), train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32)
         x = nn.LayerNorm(EPSILON, name="head.norm")(x)
         return layers.classifier(x, self.num_classes, kernel_init=normal, name="head.fc")
 

@@ -86,7 +86,7 @@ class DenseNet(nn.Module):
                 layer = DenseLayer(self.growth, self.dropout, self.dtype, name=f"features.denseblock{i}.denselayer{j}")
                 x = jnp.concatenate([x, layer(x, train=train)], axis=-1)
         x = nn.relu(layers.batch_norm(x, name="features.norm5", train=train, dtype=self.dtype))
-        x = layers.adaptive_avg_pool(x.astype(jnp.float32), 1, 1)[:, 0, 0]
+        x = layers.adaptive_avg_pool(layers.FeatureMap()(x).astype(jnp.float32), 1, 1)[:, 0, 0]
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return layers.classifier(x, self.num_classes, kernel_init=init, name="classifier")
 

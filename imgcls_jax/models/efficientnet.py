@@ -124,7 +124,7 @@ class EfficientNet(nn.Module):
         stages = scaled(table, self.width, self.depth)
         x = mbconv.apply_stages(x, stages, style, drop_path=self.drop_path, train=train)
         x = style.conv(x, head, 1, names=("conv_head", "bn2"), train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return layers.classifier(x, self.num_classes, kernel_init=mbconv.classifier_init, name="classifier")
 

@@ -129,7 +129,7 @@ class GoogLeNet(nn.Module):
                 if f"{stage}{letter}" in AUXILIARY and (train or self.is_initializing()):
                     name = AUXILIARY[f"{stage}{letter}"]
                     Auxiliary(self.num_classes, self.dropout_aux, self.dtype, name=name)(x, train=train)
-        x = layers.adaptive_avg_pool(x.astype(jnp.float32), 1, 1)[:, 0, 0]
+        x = layers.adaptive_avg_pool(layers.FeatureMap()(x).astype(jnp.float32), 1, 1)[:, 0, 0]
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return layers.classifier(x, self.num_classes, kernel_init=INIT, name="fc")
 

@@ -368,6 +368,18 @@ class Attention(nn.Module):
         return merge_heads(width, dtype=self.dtype, name="proj")(x)
 
 
+class FeatureMap(nn.Module):
+    """The identity, around what an architecture's convolutions end with, before pooling: [B,h,w,C], or [B,N,D] tokens.
+
+    It has no parameters and leaves nothing in the compiled program; `explain` reads the last one of a model, and its
+    gradient, through `nn.intercept_methods`.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 def flatten(x: jax.Array) -> jax.Array:
     """[B,H,W,C] -> [B,C*H*W] in torch's order, so that the dense layer after it has torch's weights."""
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)

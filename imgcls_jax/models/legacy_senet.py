@@ -85,7 +85,7 @@ class LegacySENet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}.{i}",
                 )(x, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return layers.classifier(x, self.num_classes, kernel_init=init, name="last_linear")

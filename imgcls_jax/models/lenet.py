@@ -46,7 +46,7 @@ class LeNet5(nn.Module):
 
         x = _centre(images.astype(self.dtype))
         x = pool(act(conv(6, name="conv1")(x)))
-        x = pool(act(conv(16, name="conv2")(x)))
+        x = pool(layers.FeatureMap()(act(conv(16, name="conv2")(x))))
         x = x.reshape(x.shape[0], -1)
         x = act(layers.Dense((120,), kernel_init=init, dtype=self.dtype, name="fc1")(x))
         x = act(layers.Dense((84,), kernel_init=init, dtype=self.dtype, name="fc2")(x))

@@ -76,7 +76,7 @@ class Mixer(nn.Module):
             block = Block(self.tokens_dim, self.channels_dim, self.dropout, self.dtype, name=f"blocks.{i}")
             x = block(x, rate, train)
         x = nn.LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        x = jnp.mean(x, axis=1, dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=1, dtype=jnp.float32)
         return layers.classifier(x, self.num_classes, kernel_init=nn.initializers.zeros, name="head")
 
 

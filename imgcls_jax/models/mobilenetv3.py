@@ -68,7 +68,7 @@ class MobileNetV3(nn.Module):
         style = Style("hard_swish", hard_se=True, dtype=self.dtype)
         x = style.conv(images, STEM, 3, stride=2, names=("conv_stem", "bn1"), train=train)
         x = mbconv.apply_stages(x, TABLES[self.table], style, drop_path=self.drop_path, train=train)
-        x = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), keepdims=True, dtype=jnp.float32)
         x = layers.Conv(HEADS[self.table], 1, use_bias=True, dtype=self.dtype, name="conv_head")(x)
         x = nn.Dropout(self.dropout)(nn.hard_swish(x)[:, 0, 0], deterministic=not train)
         return layers.classifier(x, self.num_classes, kernel_init=mbconv.classifier_init, name="classifier")

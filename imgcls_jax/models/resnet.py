@@ -128,7 +128,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}.{i}",
                 )(x, train=train)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32)
         return layers.classifier(x, self.num_classes, kernel_init=nn.initializers.normal(0.01), name="fc")
 
     def _check(self) -> None:

@@ -98,7 +98,7 @@ class ResNetV2(nn.Module):
                     name=f"stages.{stage}.blocks.{i}",
                 )(x, train=train)
         x = _norm_relu(x, dtype=self.dtype, name="norm")
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32, keepdims=True)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32, keepdims=True)
         if self.num_classes:  # a 1x1 convolution in the reference
             init = nn.initializers.normal(0.01)
             x = layers.Conv(self.num_classes, 1, use_bias=True, kernel_init=init, name="head.fc")(x)

@@ -79,7 +79,7 @@ class WideResNet(nn.Module):
                     name=f"block{stage + 1}.layer.{i}",
                 )(x, train=train)
         x = nn.relu(layers.batch_norm(x, name="bn1", train=train, dtype=self.dtype))
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(layers.FeatureMap()(x), axis=(1, 2), dtype=jnp.float32)
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return layers.classifier(x, self.num_classes, kernel_init=init, name="fc")
 
