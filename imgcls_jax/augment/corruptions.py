@@ -426,30 +426,29 @@ def _smoothing(side: int, sigma: float) -> np.ndarray:
 FROSTS = 5  # sheets that are drawn, once a process
 
 
-@functools.lru_cache(maxsize=4 * FROSTS)
+@functools.lru_cache(maxsize=2 * FROSTS)
 def _frost(number: int, side: int, small: bool) -> np.ndarray:
-    """A sheet of frost, uint8 [side,side,3]: needles that branch, on a pane that is unevenly covered.
+    """A sheet of frost, uint8 [side,side,3]: ferns of ice, each a stem with barbs at 60 degrees, on an uneven film.
 
-    Ridges of noise at several scales, each rough only where the one before is high (a ridged multifractal), look like
-    crystals. Brightness and colour are about those of the photographs that ImageNet-C was made with (means 70 to 210,
+    Size, brightness and colour are about those in the photographs that ImageNet-C was made with (means 70 to 210,
     standard deviations 16 to 47, bluish). For small images the sheet is shrunk to a fifth, as those photographs were.
     """
     rng = np.random.default_rng(number)
-    total, weight, height = np.zeros((side, side), np.float32), np.ones((side, side), np.float32), np.float32(0)
-    angle = rng.uniform(0, math.pi)
-    for octave in range(3, 9):
-        # Cells are longer along the direction in which the crystals grow.
-        noise = rng.standard_normal((2**octave, 2 ** max(1, octave - 1))).astype(np.float32)
-        wide = cv2.resize(noise, (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC)
-        turn = cv2.getRotationMatrix2D((side, side), math.degrees(angle) + 30 * (octave % 3 - 1), 1)
-        noise = cv2.warpAffine(wide, turn, (2 * side, 2 * side), borderMode=cv2.BORDER_REFLECT)
-        noise = noise[side // 2 : side // 2 + side, side // 2 : side // 2 + side]
-        ridge = np.square(1 - np.minimum(np.abs(noise), 1)) * weight
-        total += ridge * np.float32(0.75 ** (octave - 3))
-        weight = np.clip(2 * ridge, 0.1, 1)
-        height += np.float32(0.75 ** (octave - 3))
-    cover = plasma(side, 2, rng).astype(np.float32)
-    crystals = np.clip(total / height * 2.2, 0, 1)
-    level = 60 + 90 * cover + 120 * crystals
-    sheet = _to_uint8(level[..., None] * np.array([0.88, 1.0, 1.06], np.float32))
+    film = plasma(side, 2, rng).astype(np.float32)
+    ferns, barbs = side * side // 160, 10
+    base, length = rng.random((ferns, 2)) * side, rng.uniform(12, 40, (ferns, 1, 1))
+    angle, bright = rng.uniform(0, 2 * math.pi, ferns), rng.uniform(10, 140, ferns)
+    unit = lambda a: np.stack([np.cos(a), np.sin(a)], axis=-1)[:, None]  # noqa: E731
+    along = np.linspace(0, 1, barbs)[:, None]
+    stem = base[:, None] + along * length * unit(angle)
+    lines = [np.stack([stem[:, :1], stem[:, -1:]], axis=2)]
+    for turn in (-math.pi / 3, math.pi / 3):
+        lines.append(np.stack([stem, stem + 0.3 * length * (1 - along) * unit(angle + turn)], axis=2))
+    sixteenths = np.round(np.concatenate(lines, axis=1) * 16).astype(np.int32)
+    ice = np.zeros((side, side), np.float32)
+    for fern in range(ferns):
+        cv2.polylines(ice, list(sixteenths[fern]), False, float(bright[fern]), 1, cv2.LINE_8, 4)
+    ice = cv2.GaussianBlur(ice, (3, 3), 0.6)
+    level = 60 + 100 * film + ice * (0.4 + film)
+    sheet = _to_uint8(level[..., None] * np.array([0.9, 1.0, 1.06], np.float32))
     return cv2.resize(sheet, (side // 5, side // 5), interpolation=cv2.INTER_AREA) if small else sheet
