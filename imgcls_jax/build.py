@@ -374,8 +374,11 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
     )
 
 
-def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
-    """(number of records, global batches of a whole split, padded and masked, on the device)."""
+def eval_batches(run: Run, split: str, transforms: Sequence[pipeline.Transform] = ()) -> tuple[int, Iterator[Batch]]:
+    """(number of records, global batches of a whole split, padded and masked, on the device).
+
+    `transforms` are applied to each image after those of the config.
+    """
     c = run.config
     source = run.open_split(split)
     local = pipeline.eval_batches(
@@ -383,7 +386,10 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         batch_size=c.eval.batch_size,
         rows=sharding.local_rows(run.mesh, c.eval.batch_size),
         image_shape=image_shape(c),
-        transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
+        transforms=[
+            *augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
+            *transforms,
+        ],
         num_threads=c.data.num_threads,
         on_error=c.data.on_error,
         max_megapixels=c.data.max_megapixels,

@@ -3,6 +3,8 @@
 python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema]
 python -m imgcls_jax.eval --workdir=W --fit_temperature --split=validation    fits and writes W/temperature.json
 python -m imgcls_jax.eval --workdir=W --compare=W2 [--split=test] [--ema]     two runs that were evaluated on a split
+python -m imgcls_jax.eval --workdir=W --corruptions[=snow,fog] [--severities=1,3,5] [--baseline=W2]
+                                                      W/eval/<split>_corruptions.json: common corruptions, mCE
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from absl import flags
 
 from imgcls_jax import cli
 from imgcls_jax import config as config_lib
-from imgcls_jax.types import ConfigError
+from imgcls_jax.types import ConfigError, PyTree
 
 if TYPE_CHECKING:
     from imgcls_jax import build
     from imgcls_jax.metrics.examples import Examples
 
 USAGE = (
-    "Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema] [--fit_temperature | --compare=W2]."
+    "Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema] "
+    "[--fit_temperature | --compare=W2 | --corruptions[=NAME,...]]."
 )
 
 
@@ -40,16 +43,17 @@ def main(argv: Sequence[str]) -> int:
         "fit_temperature", False, "fit the temperature that calibrates, on a split held out for it", flag_values=values
     )
     flags.DEFINE_string("compare", None, "another run's work directory: paired differences", flag_values=values)
+    text: flags.ArgumentParser[str] = flags.ArgumentParser()
+    flags.DEFINE_flag(  # boolean: it may stand without a value
+        flags.Flag(text, None, "corruptions", None, "corrupt the images: all ways, or those named", boolean=True),
+        flag_values=values,
+    )
+    flags.DEFINE_list("severities", ["1", "2", "3", "4", "5"], "of the corruptions", flag_values=values)
+    flags.DEFINE_string("baseline", None, "another run's work directory: mCE relative to it", flag_values=values)
     rest = cli.parse(values, ["eval", *argv])
     if rest or values.workdir is None:
         raise ConfigError(USAGE)
-    if values.compare is not None and (values.fit_temperature or values.step is not None):
-        raise ConfigError("--compare reads what both runs' evaluations left; it goes with --split and --ema only.")
-    if values.fit_temperature and values.split is None:
-        raise ConfigError(
-            "--fit_temperature needs --split: name one that was neither trained on nor is reported, "
-            "such as --split=validation."
-        )
+    _check(values)
     workdir = Path(values.workdir)
     config = config_lib.read(workdir / "config.json")
     if values.compare is not None:
@@ -60,7 +64,39 @@ def main(argv: Sequence[str]) -> int:
     platform.initialize()
     if values.fit_temperature:
         return fit_temperature(config, workdir, values.split, values.step, ema=values.ema)
+    if values.corruptions is not None:
+        return corrupt_run(config, workdir, values)
     return evaluate_run(config, workdir, values.split, values.step, ema=values.ema)
+
+
+def _check(values: flags.FlagValues) -> None:
+    """Raises ConfigError for flags that contradict each other."""
+    if values.compare is not None and (values.fit_temperature or values.step is not None):
+        raise ConfigError("--compare reads what both runs' evaluations left; it goes with --split and --ema only.")
+    if values.fit_temperature and values.split is None:
+        raise ConfigError(
+            "--fit_temperature needs --split: name one that was neither trained on nor is reported, "
+            "such as --split=validation."
+        )
+    chosen = [name for name in ("compare", "fit_temperature", "corruptions") if values[name].value]
+    if len(chosen) > 1:
+        raise ConfigError(f"--{chosen[0]} and --{chosen[1]} are two evaluations; run one after the other.")
+    if values.corruptions is None and (values.baseline is not None or values["severities"].present):
+        raise ConfigError("--severities and --baseline go with --corruptions.")
+
+
+def restored(
+    config: config_lib.ConfigDict, workdir: Path, split: str | None, step: int | None, *, ema: bool
+) -> tuple[build.Run, str, int, dict[str, PyTree]]:
+    """One checkpoint of a run, and a split that the run's data set has: (run, split, step, variables)."""
+    from imgcls_jax import build, workdirs
+    from imgcls_jax.data import slices
+
+    run = build.build(config)
+    split = split or run.eval_split
+    slices.check("--split", split, run.spec)
+    step, variables = workdirs.restore_variables(run.abstract_state, workdir, step, ema=ema)
+    return run, split, step, variables
 
 
 def examples(
@@ -69,13 +105,9 @@ def examples(
     """Restores one checkpoint of a run and asks it about a split: (run, split, step, what it says of each example)."""
     import jax
 
-    from imgcls_jax import build, train, workdirs, writers
-    from imgcls_jax.data import slices
+    from imgcls_jax import train, writers
 
-    run = build.build(config)
-    split = split or run.eval_split
-    slices.check("--split", split, run.spec)
-    step, variables = workdirs.restore_variables(run.abstract_state, workdir, step, ema=ema)
+    run, split, step, variables = restored(config, workdir, split, step, ema=ema)
     progress = writers.Progress(enabled=jax.process_index() == 0)
     found = train.evaluate_split(run, variables, split, progress, keep_logits=True)
     progress.line("")
@@ -125,6 +157,31 @@ def fit_temperature(config: config_lib.ConfigDict, workdir: Path, split: str, st
     rows += [("ece", f"{fitted.ece_before:.4f} before, {fitted.ece_after:.4f} after")]
     print(f"Fitted on {run.spec.name} {split}, {config.model.name} at step {step}{' (EMA)' if ema else ''}")
     print(writers.table(rows))
+    print(f"  written to {path}")
+    return 0
+
+
+def corrupt_run(config: config_lib.ConfigDict, workdir: Path, values: flags.FlagValues) -> int:
+    """Evaluates a run on corrupted images (the flags --corruptions and after), prints and writes it. Returns 0."""
+    import jax
+
+    from imgcls_jax import evaluate, robustness, writers
+
+    names = robustness.corruption_names(values.corruptions)
+    levels = robustness.severities(values.severities)
+    run, split, step, variables = restored(config, workdir, values.split, values.step, ema=values.ema)
+    name = evaluate.file_name(split, ema=values.ema)
+    baseline = None if values.baseline is None else robustness.read_corrupted(Path(values.baseline), name)
+    progress = writers.Progress(enabled=jax.process_index() == 0)
+    found = robustness.corrupted(run, variables, split, names, levels, progress)
+    if jax.process_index():
+        return 0
+    result = {"data": run.spec.name, "split": split, "step": step, "ema": values.ema, **found}
+    if baseline is not None:
+        result |= robustness.against(result, *baseline)
+    path = evaluate.write_json(workdir / "eval" / f"{name}_corruptions.json", result)
+    print(f"{run.spec.name} {split} corrupted, {config.model.name} at step {step}{' (EMA)' if values.ema else ''}")
+    print(robustness.corruption_table(result))
     print(f"  written to {path}")
     return 0
 

@@ -115,6 +115,11 @@ def write(workdir: Path, name: str, found: Examples, result: dict[str, Any], *, 
     path = workdir / "eval" / f"{name}.json"
     # The predictions first: where there are numbers, there is what they were made of.
     _replace(path.with_name(f"{name}.predictions.npz"), lambda file: np.savez_compressed(file, **outcomes))
+    return write_json(path, result)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> Path:
+    """Writes a result atomically and returns its path."""
     _replace(path, lambda file: file.write(to_json(result).encode()))
     return path
 
@@ -186,9 +191,7 @@ def fit_temperature(found: Examples, *, split: str, step: int, ema: bool) -> Tem
 
 def write_temperature(workdir: Path, fitted: Temperature) -> Path:
     """Writes W/temperature.json atomically and returns its path."""
-    path = workdir / "temperature.json"
-    _replace(path, lambda file: file.write(to_json(dataclasses.asdict(fitted)).encode()))
-    return path
+    return write_json(workdir / "temperature.json", dataclasses.asdict(fitted))
 
 
 def read_temperature(workdir: Path) -> Temperature | None:

@@ -195,12 +195,12 @@ def snow(
       sigma: pixels, how fast it fades.
       keep: share of the image that is not whitened.
     """
-    flakes = _zoomed(rng.normal(mean, spread, image.shape[:2]).astype(np.float32)[..., None], zoom)[..., 0]
-    flakes = _to_uint8(255 * np.where(flakes < threshold, 0, flakes))
-    flakes = _smeared(flakes, int(radius), sigma, rng.uniform(-135, -45)).astype(np.float32)
+    noise = _zoomed(rng.normal(mean, spread, image.shape[:2]).astype(np.float32)[..., None], zoom)[..., 0]
+    flakes = _to_uint8(255 * np.where(noise < threshold, 0, noise))
+    fallen = _smeared(flakes, int(radius), sigma, rng.uniform(-135, -45)).astype(np.float32)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] if image.shape[2] == 3 else image
     white = np.maximum(image, grey * np.float32(1.5) + np.float32(127.5))
-    return _to_uint8(image * np.float32(keep) + white * np.float32(1 - keep) + (flakes + flakes[::-1, ::-1])[..., None])
+    return _to_uint8(image * np.float32(keep) + white * np.float32(1 - keep) + (fallen + fallen[::-1, ::-1])[..., None])
 
 
 def synthetic_frost(image: np.ndarray, rng: np.random.Generator, keep: float, strength: float) -> np.ndarray:
@@ -448,7 +448,6 @@ def _frost(number: int, side: int, small: bool) -> np.ndarray:
     ice = np.zeros((side, side), np.float32)
     for fern in range(ferns):
         cv2.polylines(ice, list(sixteenths[fern]), False, float(bright[fern]), 1, cv2.LINE_8, 4)
-    ice = cv2.GaussianBlur(ice, (3, 3), 0.6)
-    level = 60 + 100 * film + ice * (0.4 + film)
+    level = 60 + 100 * film + cv2.GaussianBlur(ice, (3, 3), 0.6) * (0.4 + film)
     sheet = _to_uint8(level[..., None] * np.array([0.9, 1.0, 1.06], np.float32))
     return cv2.resize(sheet, (side // 5, side // 5), interpolation=cv2.INTER_AREA) if small else sheet
