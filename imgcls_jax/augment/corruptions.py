@@ -206,12 +206,13 @@ def snow(
 def synthetic_frost(image: np.ndarray, rng: np.random.Generator, keep: float, strength: float) -> np.ndarray:
     """Adds a part of one of FROSTS drawn sheets of crystals, `strength` times, to the image times `keep`."""
     height, width, channels = image.shape
+    shrink = 5 if min(height, width) < SMALL_SIDE else 1
     side = 512
-    while side < max(height, width):
+    while side // shrink < max(height, width):
         side *= 2
-    sheet = _frost(int(rng.integers(FROSTS)), side, min(height, width) < SMALL_SIDE)
+    sheet = _frost(int(rng.integers(FROSTS)), side, shrink)
     top, left = (int(rng.integers(have - need + 1)) for have, need in zip(sheet.shape, (height, width), strict=False))
-    part = sheet[top : top + height, left : left + width].astype(np.float32)
+    part: Any = sheet[top : top + height, left : left + width].astype(np.float32)
     if channels == 1:
         part = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY)[..., None]
     return _to_uint8(image * np.float32(keep) + part * np.float32(strength))
@@ -427,8 +428,8 @@ FROSTS = 5  # sheets that are drawn, once a process
 
 
 @functools.lru_cache(maxsize=2 * FROSTS)
-def _frost(number: int, side: int, small: bool) -> np.ndarray:
-    """A sheet of frost, uint8 [side,side,3]: ferns of ice, each a stem with barbs at 60 degrees, on an uneven film.
+def _frost(number: int, side: int, shrink: int) -> np.ndarray:
+    """A sheet of frost, uint8 [S,S,3], S = side / shrink: ferns of ice, stems with barbs at 60 degrees, on a film.
 
     Size, brightness and colour are about those in the photographs that ImageNet-C was made with (means 70 to 210,
     standard deviations 16 to 47, bluish). For small images the sheet is shrunk to a fifth, as those photographs were.
@@ -450,4 +451,4 @@ def _frost(number: int, side: int, small: bool) -> np.ndarray:
         cv2.polylines(ice, list(sixteenths[fern]), False, float(bright[fern]), 1, cv2.LINE_8, 4)
     level = 60 + 100 * film + cv2.GaussianBlur(ice, (3, 3), 0.6) * (0.4 + film)
     sheet = _to_uint8(level[..., None] * np.array([0.9, 1.0, 1.06], np.float32))
-    return cv2.resize(sheet, (side // 5, side // 5), interpolation=cv2.INTER_AREA) if small else sheet
+    return cv2.resize(sheet, (side // shrink, side // shrink), interpolation=cv2.INTER_AREA)
