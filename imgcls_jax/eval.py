@@ -5,6 +5,7 @@ python -m imgcls_jax.eval --workdir=W --fit_temperature --split=validation    fi
 python -m imgcls_jax.eval --workdir=W --compare=W2 [--split=test] [--ema]     two runs that were evaluated on a split
 python -m imgcls_jax.eval --workdir=W --corruptions[=snow,fog] [--severities=1,3,5] [--baseline=W2]
                                                       W/eval/<split>_corruptions.json: common corruptions, mCE
+python -m imgcls_jax.eval --workdir=W --ood=NAME[:split]    W/eval/<split>_ood_NAME.json: telling another data set apart
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 USAGE = (
     "Usage: python -m imgcls_jax.eval --workdir=W [--split=test] [--step=N] [--ema] "
-    "[--fit_temperature | --compare=W2 | --corruptions[=NAME,...]]."
+    "[--fit_temperature | --compare=W2 | --corruptions[=NAME,...] | --ood=NAME]."
 )
 
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     )
     flags.DEFINE_list("severities", ["1", "2", "3", "4", "5"], "of the corruptions", flag_values=values)
     flags.DEFINE_string("baseline", None, "another run's work directory: mCE relative to it", flag_values=values)
+    flags.DEFINE_string("ood", None, "another data set, NAME or NAME:split, to tell apart", flag_values=values)
     rest = cli.parse(values, ["eval", *argv])
     if rest or values.workdir is None:
         raise ConfigError(USAGE)
@@ -66,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         return fit_temperature(config, workdir, values.split, values.step, ema=values.ema)
     if values.corruptions is not None:
         return corrupt_run(config, workdir, values)
+    if values.ood is not None:
+        return reject_run(config, workdir, values)
     return evaluate_run(config, workdir, values.split, values.step, ema=values.ema)
 
 
@@ -78,7 +82,7 @@ def _check(values: flags.FlagValues) -> None:
             "--fit_temperature needs --split: name one that was neither trained on nor is reported, "
             "such as --split=validation."
         )
-    chosen = [name for name in ("compare", "fit_temperature", "corruptions") if values[name].value]
+    chosen = [name for name in ("compare", "fit_temperature", "corruptions", "ood") if values[name].value]
     if len(chosen) > 1:
         raise ConfigError(f"--{chosen[0]} and --{chosen[1]} are two evaluations; run one after the other.")
     if values.corruptions is None and (values.baseline is not None or values["severities"].present):
@@ -182,6 +186,31 @@ def corrupt_run(config: config_lib.ConfigDict, workdir: Path, values: flags.Flag
     path = evaluate.write_json(workdir / "eval" / f"{name}_corruptions.json", result)
     print(f"{run.spec.name} {split} corrupted, {config.model.name} at step {step}{' (EMA)' if values.ema else ''}")
     print(robustness.corruption_table(result))
+    print(f"  written to {path}")
+    return 0
+
+
+def reject_run(config: config_lib.ConfigDict, workdir: Path, values: flags.FlagValues) -> int:
+    """Tells a run's data set from another by the model's scores (the flag --ood), prints and writes it. Returns 0."""
+    import jax
+
+    from imgcls_jax import evaluate, robustness, train, writers
+
+    other, other_split = robustness.data_and_split(values.ood, config.data.data_dir)
+    run, split, step, variables = restored(config, workdir, values.split, values.step, ema=values.ema)
+    progress = writers.Progress(enabled=jax.process_index() == 0)
+    inside = train.evaluate_split(run, variables, split, progress, keep_logits=True)
+    outside = robustness.foreign(run, variables, other, other_split, progress)
+    progress.line("")
+    if jax.process_index():
+        return 0
+    head = {"data": run.spec.name, "split": split, "step": step, "ema": values.ema}
+    result = {**head, "other_data": other, "other_split": other_split, **robustness.rejection(inside, outside)}
+    name = evaluate.file_name(split, ema=values.ema)
+    other_name = evaluate.file_name(f"{other}_{other_split}", ema=False)
+    path = evaluate.write_json(workdir / "eval" / f"{name}_ood_{other_name}.json", result)
+    print(f"{run.spec.name} {split} against {other} {other_split}, {config.model.name} at step {step}")
+    print(robustness.rejection_table(result))
     print(f"  written to {path}")
     return 0
 

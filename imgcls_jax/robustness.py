@@ -5,7 +5,10 @@ Each function takes a run and the variables of one of its checkpoints, and retur
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from imgcls_jax import train, writers
-from imgcls_jax.augment import corruptions
+from imgcls_jax.augment import corruptions, host
 from imgcls_jax.build import Run
-from imgcls_jax.metrics import intervals
+from imgcls_jax.data import slices, sources
+from imgcls_jax.data.views import ForeignSource
+from imgcls_jax.metrics import intervals, ranking
 from imgcls_jax.metrics.examples import Examples
 from imgcls_jax.types import ConfigError, UserError, check_choice
 
@@ -141,6 +146,112 @@ def against(result: dict[str, Any], baseline: dict[str, Any], path: Path) -> dic
         "mce": _mean(list(ratios.values())),
         "relative_mce": _mean(relative),
     }
+
+
+def data_and_split(text: str, data_dir: str | None) -> tuple[str, str]:
+    """(data set, split) from "NAME" or "NAME:split"; the split is "test" by default, where there is one.
+
+    Raises:
+      ConfigError: there is no such data set or split.
+    """
+    part = r"\w+(\[[^\]]*\])?"
+    found = re.fullmatch(rf"(.+?):({part}(\+{part})*)", text)
+    name, split = (found[1], found[2]) if found and found[1] not in sources.OPENERS else (text, "")
+    spec = sources.spec(name, data_dir=data_dir)
+    split = split or next((s for s in ("test", "validation", "val") if s in spec.splits), next(iter(spec.splits)))
+    slices.check("--ood", split, spec)
+    return name, split
+
+
+def foreign(run: Run, variables: dict[str, Any], name: str, split: str, progress: writers.Progress) -> Examples:
+    """What the model says of another data set's images, brought to its channels and size; the labels mean nothing.
+
+    They go through the transformations of the run's evaluation and, where these leave another size, are resized.
+    """
+    c = run.config.data
+    source = sources.open_source(name, split, data_dir=c.data_dir)
+    other = dataclasses.replace(run, open_split=lambda _: ForeignSource(source, run.spec, c.channels))
+    resize = host.Resize(c.image_size)
+    return train.evaluate_split(other, variables, split, progress, keep_logits=True, transforms=(resize,))
+
+
+def rejection(inside: Examples, outside: Examples) -> dict[str, Any]:
+    """How well scores tell examples of the run's data set (positive) from those of another.
+
+    Args:
+      inside: of a split of the run's data set, with their logits.
+      outside: of the other, with their logits.
+
+    Returns:
+      num_examples, num_outside; scores: a row for each score: score, and what `separation` gives. The scores:
+      max_softmax: the largest probability (arXiv:1610.02136);
+      energy: the log of the sum of the exponentials of the logits, T = 1 (arXiv:2010.03759).
+
+    Raises:
+      UserError: the logits were too many to keep, or one is not finite.
+    """
+    rows = []
+    for examples in (inside, outside):
+        if examples.logits is None:
+            raise UserError(f"The logits of {len(examples):,} examples do not fit in memory; take a part of the split.")
+        if not np.isfinite(examples.logits).all():
+            raise UserError("The model gives logits that are not finite; no score can be made of them.")
+    for name, score in SCORES.items():
+        rows.append({"score": name, **separation(score(inside), score(outside))})
+    return {"num_examples": len(inside), "num_outside": len(outside), "scores": rows}
+
+
+def _max_softmax(found: Examples) -> np.ndarray:
+    # From the logits and not the confidence, which float32 rounds to 1 for all that are sure: ties that are none.
+    logits = found.logits.astype(np.float64)  # type: ignore[union-attr]
+    rest = np.sort(logits, axis=1)[:, :-1] - logits.max(axis=1, keepdims=True)
+    score: np.ndarray = -np.log(np.exp(rest).sum(axis=1).clip(np.finfo(float).tiny))
+    return score
+
+
+def _energy(found: Examples) -> np.ndarray:
+    from scipy.special import logsumexp
+
+    score: np.ndarray = logsumexp(found.logits.astype(np.float64), axis=1)  # type: ignore[union-attr]
+    return score
+
+
+# Larger for what is more like the data set of the run. The first rises with the largest probability p: -log(1/p - 1).
+SCORES = {"max_softmax": _max_softmax, "energy": _energy}
+
+
+def separation(inside: np.ndarray, outside: np.ndarray) -> dict[str, Any]:
+    """How well a score, larger for what is inside, separates.
+
+    Args:
+      inside: [N] scores.
+      outside: [M] scores.
+
+    Returns:
+      auroc: the share of pairs in which the one inside scores higher, ties half; its interval is the jackknife's.
+      fpr95: the share of the outside that is let in by the strictest threshold that lets in 95% of the inside; its
+        interval is Wilson's, for that threshold.
+    """
+    positive = np.arange(len(inside) + len(outside)) < len(inside)
+    curve = ranking.curve(np.concatenate([inside, outside]), positive)
+    assert curve.roc_auc is not None
+    threshold = np.sort(inside)[len(inside) - math.ceil(0.95 * len(inside))]
+    let_in = int((outside >= threshold).sum())
+    return {
+        "auroc": curve.roc_auc,
+        "auroc_ci95": intervals.jackknife_interval(curve.roc_auc, curve.roc_influence),
+        "fpr95": let_in / len(outside),
+        "fpr95_ci95": intervals.share_interval(let_in, len(outside)),
+    }
+
+
+def rejection_table(result: dict[str, Any]) -> str:
+    """The scores, a line each."""
+    lines = ["  " + "score".ljust(12) + "AUROC  (95% interval)".rjust(28) + "FPR@95  (95% interval)".rjust(28)]
+    for row in result["scores"]:
+        cells = [f"{row[k]:.4f}  ({row[k + '_ci95'][0]:.4f} to {row[k + '_ci95'][1]:.4f})" for k in ("auroc", "fpr95")]
+        lines.append("  " + row["score"].ljust(12) + "".join(cell.rjust(28) for cell in cells))
+    return "\n".join(lines)
 
 
 def read_corrupted(workdir: Path, name: str) -> tuple[dict[str, Any], Path]:
