@@ -138,8 +138,8 @@ def against(result: dict[str, Any], baseline: dict[str, Any], path: Path) -> dic
     ratios, relative = {}, []
     for name, error in result["mean_errors"].items():
         base = baseline["mean_errors"][name]
-        ratios[name] = error / base if base else None
-        relative.append((error - clean) / (base - clean_base) if base != clean_base else None)
+        ratios[name] = _ratio(error, base)
+        relative.append(_ratio(error - clean, base - clean_base))
     return {
         "baseline": str(path),
         "corruption_errors": ratios,
@@ -306,6 +306,11 @@ def _accuracy(right: np.ndarray) -> dict[str, Any]:
 
 def _errors(results: Sequence[dict[str, Any]], name: str) -> Iterator[float]:
     return (1 - row["accuracy"] for row in results if row["corruption"] == name)
+
+
+def _ratio(value: float, base: float) -> float | None:
+    """None if `base` is 0, but for rounding: both are differences and means of shares of examples."""
+    return value / base if abs(base) > 1e-9 else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
