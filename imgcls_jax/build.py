@@ -126,6 +126,13 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
     )
 
 
+def with_flip(run: Run) -> Run:
+    """The run with an eval step that sees each image and its mirror image, and takes the mean of the probabilities."""
+    d = run.config.data
+    eval_step = step_lib.make_eval_step(model=run.model, mean=d.mean, std=d.std, task=run.spec.task, flip=True)
+    return dataclasses.replace(run, eval_step=jax.jit(eval_step, out_shardings=sharding.replicated(run.mesh)))
+
+
 def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
     """Raises ConfigError for values that contradict each other."""
     sharding.check_batch(mesh, "batch_size", config.batch_size)

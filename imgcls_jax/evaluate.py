@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imgcls_jax.metrics import calibration, examples, multiclass, multilabel, paired
@@ -66,6 +67,27 @@ def evaluate(
     if waiting is not None:
         gatherer.add(waiting)
     return gatherer.examples()
+
+
+def ensemble(members: Sequence[Examples]) -> Examples:
+    """What several models say of the same examples, their probabilities averaged.
+
+    Raises:
+      UserError: the examples or their classes differ, or the logits were too many to keep.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if (first.task, first.class_names) != (other.task, other.class_names):
+            raise UserError("The runs of an ensemble must have the same classes, in the same order.")
+        if not (np.array_equal(first.index, other.index) and np.array_equal(first.labels, other.labels)):
+            raise UserError("The runs of an ensemble were evaluated on different records; give them the same data set.")
+    if any(member.logits is None for member in members):
+        raise UserError("The logits do not fit in memory; evaluate the ensemble on a part of the split, 'test[:10%]'.")
+    stacked = jnp.stack([jnp.asarray(member.logits) for member in members])
+    logits = examples.mean_prediction(stacked, first.task)
+    rows = examples.ROWS[first.task](logits, jnp.asarray(first.labels))
+    as_arrays = {name: np.asarray(row) for name, row in rows.items()}
+    return dataclasses.replace(first, rows=as_arrays, logits=np.asarray(logits))
 
 
 def headlines(task: str, topk: Sequence[int]) -> tuple[str, ...]:

@@ -2,21 +2,23 @@
 
 import dataclasses
 import json
+import shutil
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_config
 from sklearn.metrics import roc_auc_score
 
-from imgcls_jax import build, robustness, train, workdirs, writers
+from imgcls_jax import build, evaluate, robustness, train, workdirs, writers
 from imgcls_jax import eval as eval_binary
 from imgcls_jax.augment.corruptions import Corruption
 from imgcls_jax.data import arrays, order, sources
 from imgcls_jax.data.views import ForeignSource
 from imgcls_jax.metrics import intervals
-from imgcls_jax.metrics.examples import Examples
+from imgcls_jax.metrics.examples import Examples, mean_prediction
 from imgcls_jax.types import ConfigError, UserError
 
 
@@ -199,6 +201,11 @@ def test_another_data_set_and_its_split_are_told_apart(tmp_path):
         (["--corruptions", "--severities=0"], "--severities='0' is unknown"),
         (["--baseline=x"], "--severities and --baseline go with --corruptions"),
         (["--severities=1"], "--severities and --baseline go with --corruptions"),
+        (["--tta=flip", "--ood=digits"], "--tta goes with a plain evaluation; leave out --ood"),
+        (["--tta=crop"], "flag --tta=crop"),
+        (["--average=20,x"], "--average=20,x is not a list of steps"),
+        (["--average=20,40", "--step=20"], "leave out --step and --ensemble"),
+        (["--ensemble=x", "--step=20"], "leave out --step"),
         (["--corruptions", "--ood=digits"], "--corruptions and --ood are two evaluations"),
     ],
 )
@@ -217,3 +224,71 @@ def test_several_labels_are_refused(built):
     several = dataclasses.replace(built[0], spec=dataclasses.replace(built[0].spec, task="multilabel"))
     with pytest.raises(ConfigError, match="several"):
         robustness.corrupted(several, built[1], "test", ("fog",), (1,), writers.Progress(enabled=False))
+
+
+def softmax(x):
+    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def check_predictions(workdir, name, probabilities):
+    """The files of an evaluation are those of these probabilities."""
+    labels = arrays.digits("test").targets
+    with np.load(workdir / f"eval/{name}.predictions.npz") as file:
+        assert (file["prediction"] == probabilities.argmax(1)).all()
+        np.testing.assert_allclose(file["confidence"], probabilities.max(1), atol=1e-5)
+        np.testing.assert_allclose(file["nll"], -np.log(probabilities[np.arange(360), labels]), atol=2e-4)
+    result = json.loads((workdir / f"eval/{name}.json").read_text())
+    assert result["top1"] == (probabilities.argmax(1) == labels).mean()
+    return result
+
+
+def test_flipped_images_count_half(run, built):
+    main(run, "--tta=flip")
+    images = arrays.digits("test").images
+    both = [softmax(logits(built, x)) for x in (images, images[:, :, ::-1])]
+    result = check_predictions(run, "test_flip", (both[0] + both[1]) / 2)
+    assert result["tta"] == "flip" and np.abs(both[0] - both[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_averaged_checkpoints(run, built, ema):
+    main(run, "--average=60,20,40", *(["--ema"] if ema else []))
+    made = built[0]
+    states = [workdirs.restore_variables(made.abstract_state, run, step, ema=ema)[1] for step in (20, 40, 60)]
+    mean = jax.tree.map(lambda *leaves: np.mean([np.asarray(leaf) for leaf in leaves], axis=0), *states)
+    probabilities = softmax(logits((made, mean), arrays.digits("test").images))
+    result = check_predictions(run, "test_ema_average" if ema else "test_average", probabilities)
+    assert result["average"] == ["60", "20", "40"]
+
+
+def test_an_ensemble_averages_probabilities(run, built, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    shutil.rmtree(other / "checkpoints/60")  # its newest is then another model
+    main(run, f"--ensemble={other},{run}")
+    made, variables = built
+    older = workdirs.restore_variables(made.abstract_state, run, 40, ema=False)[1]
+    images = arrays.digits("test").images
+    first, second = (softmax(logits((made, v), images)) for v in (variables, older))
+    result = check_predictions(run, "test_ensemble", (2 * first + second) / 3)
+    assert result["ensemble"] == [str(other), str(run)]
+
+
+def test_only_runs_of_the_same_examples_make_an_ensemble():
+    rows = {"prediction": np.zeros(2)}
+    first = Examples("multiclass", ("a", "b"), np.arange(2), np.zeros(2, int), rows, np.zeros((2, 2), np.float32))
+    for changed, sentence in (
+        ({"class_names": ("a", "c")}, "same classes"),
+        ({"index": np.arange(1, 3)}, "different records"),
+        ({"labels": np.ones(2, int)}, "different records"),
+        ({"logits": None}, "do not fit in memory"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate.ensemble([first, dataclasses.replace(first, **changed)])
+
+
+def test_the_mean_of_several_labels_is_each_classes_own():
+    many = np.random.default_rng(0).normal(0, 3, (3, 5, 4)).astype(np.float32)
+    want = (1 / (1 + np.exp(-many.astype(np.float64)))).mean(0)
+    got = np.asarray(mean_prediction(jnp.asarray(many), "multilabel"))
+    np.testing.assert_allclose(1 / (1 + np.exp(-got.astype(np.float64))), want, atol=1e-6)
