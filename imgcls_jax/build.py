@@ -126,6 +126,13 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
     )
 
 
+def with_flip(run: Run) -> Run:
+    """The run with an eval step that sees each image and its mirror image, and takes the mean of the probabilities."""
+    d = run.config.data
+    eval_step = step_lib.make_eval_step(model=run.model, mean=d.mean, std=d.std, task=run.spec.task, flip=True)
+    return dataclasses.replace(run, eval_step=jax.jit(eval_step, out_shardings=sharding.replicated(run.mesh)))
+
+
 def _check(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
     """Raises ConfigError for values that contradict each other."""
     sharding.check_batch(mesh, "batch_size", config.batch_size)
@@ -374,8 +381,11 @@ def train_batches(run: Run, start_step: int) -> pipeline.BatchIterator:
     )
 
 
-def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
-    """(number of records, global batches of a whole split, padded and masked, on the device)."""
+def eval_batches(run: Run, split: str, transforms: Sequence[pipeline.Transform] = ()) -> tuple[int, Iterator[Batch]]:
+    """(number of records, global batches of a whole split, padded and masked, on the device).
+
+    `transforms` are applied to each image after those of the config.
+    """
     c = run.config
     source = run.open_split(split)
     local = pipeline.eval_batches(
@@ -383,7 +393,10 @@ def eval_batches(run: Run, split: str) -> tuple[int, Iterator[Batch]]:
         batch_size=c.eval.batch_size,
         rows=sharding.local_rows(run.mesh, c.eval.batch_size),
         image_shape=image_shape(c),
-        transforms=augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
+        transforms=[
+            *augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
+            *transforms,
+        ],
         num_threads=c.data.num_threads,
         on_error=c.data.on_error,
         max_megapixels=c.data.max_megapixels,

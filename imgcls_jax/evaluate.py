@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imgcls_jax.metrics import calibration, examples, multiclass, multilabel, paired
@@ -68,6 +69,27 @@ def evaluate(
     return gatherer.examples()
 
 
+def ensemble(members: Sequence[Examples]) -> Examples:
+    """What several models say of the same examples, their probabilities averaged.
+
+    Raises:
+      UserError: the examples or their classes differ, or the logits were too many to keep.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if (first.task, first.class_names) != (other.task, other.class_names):
+            raise UserError("The runs of an ensemble must have the same classes, in the same order.")
+        if not (np.array_equal(first.index, other.index) and np.array_equal(first.labels, other.labels)):
+            raise UserError("The runs of an ensemble were evaluated on different records; give them the same data set.")
+    if any(member.logits is None for member in members):
+        raise UserError("The logits do not fit in memory; evaluate the ensemble on a part of the split, 'test[:10%]'.")
+    stacked = jnp.stack([jnp.asarray(member.logits) for member in members])
+    logits = examples.mean_prediction(stacked, first.task)
+    rows = examples.ROWS[first.task](logits, jnp.asarray(first.labels))
+    as_arrays = {name: np.asarray(row) for name, row in rows.items()}
+    return dataclasses.replace(first, rows=as_arrays, logits=np.asarray(logits))
+
+
 def headlines(task: str, topk: Sequence[int]) -> tuple[str, ...]:
     """Names of the metrics that training logs; the first is what the best checkpoint is chosen by."""
     return multilabel.HEADLINES if task == "multilabel" else multiclass.headlines(topk)
@@ -115,6 +137,11 @@ def write(workdir: Path, name: str, found: Examples, result: dict[str, Any], *, 
     path = workdir / "eval" / f"{name}.json"
     # The predictions first: where there are numbers, there is what they were made of.
     _replace(path.with_name(f"{name}.predictions.npz"), lambda file: np.savez_compressed(file, **outcomes))
+    return write_json(path, result)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> Path:
+    """Writes a result atomically and returns its path."""
     _replace(path, lambda file: file.write(to_json(result).encode()))
     return path
 
@@ -186,9 +213,7 @@ def fit_temperature(found: Examples, *, split: str, step: int, ema: bool) -> Tem
 
 def write_temperature(workdir: Path, fitted: Temperature) -> Path:
     """Writes W/temperature.json atomically and returns its path."""
-    path = workdir / "temperature.json"
-    _replace(path, lambda file: file.write(to_json(dataclasses.asdict(fitted)).encode()))
-    return path
+    return write_json(workdir / "temperature.json", dataclasses.asdict(fitted))
 
 
 def read_temperature(workdir: Path) -> Temperature | None:

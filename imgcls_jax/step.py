@@ -13,7 +13,7 @@ import optax
 
 from imgcls_jax import rng
 from imgcls_jax.augment import device
-from imgcls_jax.metrics.examples import ROWS
+from imgcls_jax.metrics.examples import ROWS, mean_prediction
 from imgcls_jax.objectives import Objective, Variables
 from imgcls_jax.state import TrainState
 from imgcls_jax.types import Batch, PyTree
@@ -148,16 +148,20 @@ def make_train_step(
 
 
 def make_eval_step(
-    *, model: nn.Module, mean: Sequence[float], std: Sequence[float], task: str = "multiclass"
+    *, model: nn.Module, mean: Sequence[float], std: Sequence[float], task: str = "multiclass", flip: bool = False
 ) -> EvalStep:
     """(variables, batch with image [B,H,W,C] uint8) -> the arrays that `metrics.examples.Gatherer.add` takes.
 
     Those are the rows of the task (`metrics.examples.ROWS`), label and mask as they came, and logits [B,K] float32.
+    With `flip` the probabilities are the means over the image and its mirror image.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
         images = device.normalise(device.to_float(batch["image"]), mean, std)
         logits: jax.Array = model.apply(variables, images, train=False)  # type: ignore[assignment]
+        if flip:
+            mirrored = model.apply(variables, images[:, :, ::-1], train=False)
+            logits = mean_prediction(jnp.stack([logits, mirrored]), task)  # type: ignore[list-item]
         rows = ROWS[task](logits, batch["label"])
         return {**rows, "logits": logits.astype(jnp.float32), "label": batch["label"], "mask": batch["mask"]}
 

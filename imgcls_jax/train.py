@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from imgcls_jax import build as build_lib
 from imgcls_jax import evaluate, pretrained, trees, workdirs, writers
 from imgcls_jax.checkpoint import Checkpointer
+from imgcls_jax.data.pipeline import Transform
 from imgcls_jax.data.sources import Source
 from imgcls_jax.metrics.examples import Examples
 from imgcls_jax.monitor import Monitor
@@ -145,10 +146,19 @@ class Loop:
 
 
 def evaluate_split(
-    run: build_lib.Run, variables: dict[str, Any], split: str, progress: writers.Progress, *, keep_logits: bool
+    run: build_lib.Run,
+    variables: dict[str, Any],
+    split: str,
+    progress: writers.Progress,
+    *,
+    keep_logits: bool,
+    transforms: Sequence[Transform] = (),
 ) -> Examples:
-    """What the model says of each example of a split: what training and the eval binary both call."""
-    records, batches = build_lib.eval_batches(run, split)
+    """What the model says of each example of a split: what training and the eval binary both call.
+
+    `transforms` are applied to each image after those of the config.
+    """
+    records, batches = build_lib.eval_batches(run, split, transforms)
     count = -(-records // run.config.eval.batch_size)
     show = lambda done: progress.update(f"evaluating {split}: {done}/{count} batches", force=False)  # noqa: E731
     return evaluate.evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -101,3 +102,19 @@ def restore_variables(
     finally:
         checkpointer.close()
     return step, state.variables(ema=ema)
+
+
+def restore_average(abstract: TrainState, workdir: Path, steps: Sequence[int], *, ema: bool) -> dict[str, PyTree]:
+    """The mean of the variables of several checkpoints of a run: a uniform model soup (arXiv:2203.05482).
+
+    Batch normalisation's running statistics are averaged like the parameters, not measured again: for checkpoints of
+    one run that is close, but they are not the statistics of the averaged parameters.
+
+    Raises:
+      As `restore_variables`.
+    """
+    _, mean = restore_variables(abstract, workdir, steps[0], ema=ema)
+    for number, step in enumerate(steps[1:], 2):  # one at a time, so that memory holds two however many there are
+        _, variables = restore_variables(abstract, workdir, step, ema=ema)
+        mean = jax.tree.map(lambda m, v, n=number: m + (v - m) / n, mean, variables)
+    return mean

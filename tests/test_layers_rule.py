@@ -21,6 +21,7 @@ FLOORS = [
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
     {"explain", "train"},
+    {"robustness"},
     {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "report"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

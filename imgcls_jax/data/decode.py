@@ -123,6 +123,14 @@ def _reduced(start: int, length: int, scale: int) -> slice:
     return slice(start // scale, -(-(start + length) // scale))
 
 
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [H,W,1] or [H,W,3] to [H,W,channels], 1 or 3: what `decode` does for files, for images held in arrays."""
+    if image.shape[2] == channels:
+        return image
+    out = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if channels == 1 else cv2.COLOR_GRAY2RGB)
+    return out.reshape(*image.shape[:2], channels)
+
+
 def _unreadable(reason: object) -> BadRecordError:
     return BadRecordError(f"not a readable image: {' '.join(str(reason).split())}")
 

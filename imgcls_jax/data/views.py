@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imgcls_jax.data import slices
+from imgcls_jax.data import decode, slices
 from imgcls_jax.data.arrays import ArraySource
 from imgcls_jax.data.protocol import Record, Source
 from imgcls_jax.types import ConfigError, Spec, nearest
@@ -129,6 +129,43 @@ class OneVersusRestSource:
     def weights(self) -> np.ndarray | None:
         """As the source has them."""
         return self.source.weights()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForeignSource:
+    """The images of another data set, for a model that does not know its classes: every label is 0.
+
+    Attributes:
+      source: the other data set's.
+      spec: of the data set that the model knows.
+      channels: 1 or 3, that the model sees; images in arrays are converted (files are when they are decoded).
+    """
+
+    source: Source
+    spec: Spec
+    channels: int
+
+    @property
+    def split(self) -> str:
+        return self.source.split
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = _named(self.source, index)
+        image = record["image"]
+        if not isinstance(image, bytes):
+            image = decode.to_channels(image, self.channels)
+        return {"image": image, "label": 0, "file": record["file"]}
+
+    def labels(self) -> np.ndarray:
+        """[N] int32 zeros."""
+        return np.zeros(len(self), np.int32)
+
+    def weights(self) -> np.ndarray | None:
+        """None."""
+        return None
 
 
 def select(text: str, spec: Spec, open_whole: Callable[[str], Source], *, by_class: bool) -> Source:

@@ -71,6 +71,15 @@ def multilabel_rows(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array
 ROWS = {"multiclass": multiclass_rows, "multilabel": multilabel_rows}
 
 
+def mean_prediction(logits: jax.Array, task: str) -> jax.Array:
+    """Logits [B,K] float32 whose probabilities are the means of the probabilities of logits [E,B,K]; jit-able."""
+    logits = logits.astype(jnp.float32)
+    if task == "multilabel":  # each class by itself: the log-odds of the mean of its probabilities
+        present, absent = (jax.nn.logsumexp(jax.nn.log_sigmoid(x), axis=0) for x in (logits, -logits))
+        return present - absent
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1), axis=0) - jnp.log(logits.shape[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """The counted examples of a split, in the order of the data set.
