@@ -55,7 +55,7 @@ class Partial:
         self._file = self.path.open("r+b" if end else "wb")
         self._file.truncate(end)
         self._file.seek(end)
-        self._synced = -_SYNC_SECONDS
+        self._synced = time.monotonic()
         if not end:
             self._write([json.dumps(job)])
 

@@ -19,7 +19,7 @@ def image_files(inputs: Sequence[str], *, recursive: bool = False, listed: bytes
 
     Args:
       inputs: each a file, whatever its name ends in; a folder: what is in it and has an image's suffix, but for hidden
-        files; a pattern with *, ? or [...] (** for any folders): what it matches; or "-": the names in `listed`.
+        files; a pattern with *, ? or [...]: what it matches; or "-": the names in `listed`.
       recursive: whether folders are read with the folders within them, but for hidden ones and links.
       listed: names separated by NUL characters if there are any, else by line breaks; each is a file's.
 
@@ -62,7 +62,7 @@ def natural(path: str) -> tuple[Any, ...]:
 
 def _expand(name: str, *, recursive: bool) -> Iterator[str]:
     if not os.path.lexists(name) and glob.has_magic(name):
-        matches = sorted(glob.glob(name, recursive=True), key=natural)
+        matches = sorted(glob.glob(name), key=natural)
     else:
         matches = [name]
     for match in matches:
