@@ -388,20 +388,39 @@ def eval_batches(run: Run, split: str, transforms: Sequence[pipeline.Transform] 
     """
     c = run.config
     source = run.open_split(split)
-    local = pipeline.eval_batches(
+    local = read_once(run, source, transforms, batch_size=c.eval.batch_size, on_error=c.data.on_error)
+    return len(source), (put(run, c.eval.batch_size, batch) for batch in local)
+
+
+def read_once(
+    run: Run,
+    source: Source,
+    transforms: Sequence[pipeline.Transform] = (),
+    *,
+    batch_size: int,
+    on_error: str,
+    any_size: bool = False,
+) -> pipeline.BatchIterator:
+    """This process's rows of every record of a source once, made as evaluation makes them, as host arrays.
+
+    `transforms` are applied to each image after those of evaluation. With `any_size`, an image that is still of another size after `augment.host_eval` (of a data set whose images are of
+    one size it asks nothing) is resized by its short side, and its centre taken.
+    """
+    c = run.config
+    calls = (*c.augment.host_eval, *(["resize_centre_crop(crop_pct=1.0)"] if any_size else []))
+    return pipeline.eval_batches(
         source,
-        batch_size=c.eval.batch_size,
-        rows=sharding.local_rows(run.mesh, c.eval.batch_size),
+        batch_size=batch_size,
+        rows=sharding.local_rows(run.mesh, batch_size),
         image_shape=image_shape(c),
         transforms=[
-            *augment.parse("augment.host_eval", c.augment.host_eval, host.HOST, size=c.data.image_size),
+            *augment.parse("augment.host_eval", calls, host.HOST, size=c.data.image_size),
             *transforms,
         ],
         num_threads=c.data.num_threads,
-        on_error=c.data.on_error,
+        on_error=on_error,
         max_megapixels=c.data.max_megapixels,
     )
-    return len(source), (put(run, c.eval.batch_size, batch) for batch in local)
 
 
 def put(run: Run, batch_size: int, local: dict[str, np.ndarray]) -> Batch:

@@ -50,9 +50,14 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, key: str, batch_size: int) -> None:
     """Raises ConfigError unless `batch_size` divides over the mesh's batch axes."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = batch_parts(mesh)
     if batch_size < 1 or batch_size % parts:
         below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
         advice = f"{below} or {above}" if below > 0 else str(above)

@@ -16,7 +16,7 @@ FLOORS = [
     {"__init__", "types"},
     {"config", "platform", "preemption", "rng", "trees"},
     {"cli"},
-    {"augment", "losses", "metrics", "models", "optim", "sharding", "state", "writers"},
+    {"augment", "losses", "metrics", "models", "optim", "organise", "predictions", "sharding", "state", "writers"},
     {"checkpoint", "data", "monitor", "objectives", "saliency"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,17 @@ class FileSource:
     def weights(self) -> np.ndarray | None:
         """As `record_weights`."""
         return self.record_weights
+
+
+def unlabelled(files: Sequence[str], spec: Spec) -> FileSource:
+    """Image files of which nobody knows the label, as a source for a model that tells the classes of `spec`.
+
+    Every label is blank, class 0 or no class at all, because a record has to have one: only images are to be used.
+    """
+    shape = (len(files), spec.num_classes) if spec.task == "multilabel" else (len(files),)
+    blank = np.broadcast_to(np.zeros((), np.float32 if spec.task == "multilabel" else np.int32), shape)
+    spec = dataclasses.replace(spec, name="images", splits={"all": len(files)})
+    return FileSource(Path(), tuple(files), blank, spec, "all")
 
 
 def fifth(keys: Iterable[tuple[Hashable, str]]) -> np.ndarray:

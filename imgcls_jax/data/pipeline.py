@@ -176,7 +176,10 @@ class Reader:
     max_megapixels: float
 
     def read(self, step: int, part: slice) -> Batch:
-        """The rows `self.rows[part]` of the batch at a step, and "bad": a line for each record that was skipped."""
+        """The rows `self.rows[part]` of the batch at a step, and "bad".
+
+        That has a line for each record that was skipped, in order: its name, a tab, and the reason.
+        """
         positions = step * self.batch_size + self.rows[part]
         if self.order is None:
             index = np.where(positions < len(self.source), positions, -1)
@@ -217,9 +220,11 @@ class Reader:
                 if self.on_error == "raise":
                     raise
                 mask[row] = False
-                bad.append(str(error))
+                reason = _reason(error.__cause__ or error)
+                bad.append(f"{str(error).removesuffix(f': {reason}')}\t{reason}")
         image[~mask] = 0
-        # One string, which passes through Grain and between processes as it is; no reason has a line break.
+        # One string, which passes through Grain and between processes as it is; no name or reason has a tab or a line
+        # break.
         return {"image": image, "label": label, "mask": mask, "index": index, "bad": "\n".join(bad)}
 
     def _one(self, position: int, i: int) -> tuple[np.ndarray, int | np.ndarray]:
@@ -238,8 +243,7 @@ class Reader:
                 image = transform(image, rng)
         except (decode.BadRecordError, OSError) as error:
             file = file or getattr(error, "filename", None) or ""
-            reason = getattr(error, "strerror", None) or str(error)
-            raise decode.BadRecordError(f"{self._name(i, file)}: {printable(reason)}") from error
+            raise decode.BadRecordError(f"{self._name(i, file)}: {_reason(error)}") from error
         except Exception as error:
             # Any other is a bug, perhaps in a transformation. One that cannot be pickled would make a worker hang.
             raise RuntimeError(f"{self._name(i, file)}: {type(error).__name__}: {error}") from error
@@ -284,6 +288,10 @@ class Reader:
         return f"{where} ({printable(file)})" if file else where
 
 
+def _reason(error: BaseException) -> str:
+    return printable(getattr(error, "strerror", None) or error)
+
+
 def printable(text: object) -> str:
     """The text with what no terminal shows, such as a line break in a file's name, written as Python writes it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
@@ -295,6 +303,7 @@ class BatchIterator(Iterator[Batch]):
     Attributes:
       skipped: how many rows of the batches given out so far are blank because their record could not be read. A record
         counts each time it comes up. The names of the first NAMED records are in the log.
+      reasons: why, by index, for those of the newest batch.
 
     Args:
       reader: makes them.
@@ -311,6 +320,7 @@ class BatchIterator(Iterator[Batch]):
         self._close = weakref.finalize(self, _close_all, self._pieces)
         self._error: BaseException | None = None
         self.skipped = 0
+        self.reasons: dict[int, str] = {}
         self._named: set[str] = set()
 
     def __iter__(self) -> BatchIterator:
@@ -325,12 +335,16 @@ class BatchIterator(Iterator[Batch]):
                 pieces = [self._reader.read(step, slice(None))]
             else:
                 pieces = [next(self._pieces[0]) for _ in range(pieces_per_batch(self._reader))]
-            for line in filter(None, "\n".join(piece.pop("bad") for piece in pieces).split("\n")):
-                self._count(line)
-            return {
+            bad = [line.split("\t") for line in "\n".join(piece.pop("bad") for piece in pieces).split("\n") if line]
+            batch = {
                 key: np.concatenate([piece[key] for piece in pieces]) if len(pieces) > 1 else value
                 for key, value in pieces[0].items()
             }
+            skipped = batch["index"][~batch["mask"] & (batch["index"] >= 0)]
+            self.reasons = {int(i): reason for i, (_, reason) in zip(skipped, bad, strict=True)}
+            for name, reason in bad:
+                self._count(f"{name}: {reason}")
+            return batch
         except (StopIteration, Exception) as error:
             # Grain would go on after an error with the next batch, as if nothing had been lost.
             self._error = error
