@@ -20,8 +20,8 @@ FLOORS = [
     {"checkpoint", "data", "monitor", "objectives"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
-    {"train"},
-    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "report"},
+    {"representation", "train"},
+    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "probe", "report"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
