@@ -56,7 +56,9 @@ def root_sift(image: np.ndarray) -> np.ndarray:
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[-1] == 3 else image[..., 0]
     step = max(3, min(grey.shape) // 16)
-    rows, columns = (np.arange((length - 1) % step // 2, length, step) for length in grey.shape)
+    counts = [length // step for length in grey.shape]
+    margins = [(length - 1 - (n - 1) * step) // 2 for length, n in zip(grey.shape, counts, strict=True)]
+    rows, columns = (margin + step * np.arange(n) for margin, n in zip(margins, counts, strict=True))
     # A descriptor is 4 x 4 histograms, each as wide as 1.5 times the keypoint's size: the patch is 6 sizes wide.
     points = [cv2.KeyPoint(float(x), float(y), side * step / 6, 0.0) for side in PATCHES for y in rows for x in columns]
     _, found = cv2.SIFT.create().compute(np.ascontiguousarray(grey), points)
@@ -79,13 +81,14 @@ class VisualWords:
 
         On such roots the cosine, or a linear classifier, compares the histograms themselves by Hellinger's kernel.
         """
-        return _each(self._bag, images)
-
-    def _bag(self, image: np.ndarray) -> np.ndarray:
-        found = root_sift(image)
-        # The nearest word: half the squared distance, without the descriptor's own length.
-        nearest = (np.square(self.words).sum(axis=1) / 2 - found @ self.words.T).argmin(axis=1)
-        return np.sqrt(np.bincount(nearest, minlength=len(self.words)) / len(found))
+        half_lengths = np.square(self.words).sum(axis=1) / 2
+        bags = []
+        for start in range(0, len(images), 32):  # so many at a time that one product is worth the BLAS's threads
+            found = _each(root_sift, images[start : start + 32])
+            # The nearest word: half the squared distance, without the descriptor's own length.
+            nearest = (half_lengths - found @ self.words.T).argmin(axis=2)
+            bags += [np.bincount(words, minlength=len(self.words)) / len(words) for words in nearest]
+        return np.sqrt(bags).astype(np.float32)
 
 
 def learn_words(images: Iterable[np.ndarray], *, seed: int = 0) -> VisualWords:
@@ -93,13 +96,10 @@ def learn_words(images: Iterable[np.ndarray], *, seed: int = 0) -> VisualWords:
     from sklearn.cluster import MiniBatchKMeans
 
     rng = np.random.default_rng(seed)
-    samples = []
-    for image in images:
-        found = root_sift(image)
-        samples.append(rng.permutation(found)[:SAMPLE_DESCRIPTORS])
-    descriptors = np.concatenate(samples)
-    words = min(WORDS, len(np.unique(descriptors, axis=0)))
-    kmeans = MiniBatchKMeans(words, batch_size=8192, n_init=3, random_state=seed).fit(descriptors)
+    found = np.concatenate([rng.permutation(root_sift(image))[:SAMPLE_DESCRIPTORS] for image in images])
+    words = min(WORDS, len(found))
+    # Not k-means++: its hundreds of small products take minutes where BLAS has to wait for its threads.
+    kmeans = MiniBatchKMeans(words, init="random", n_init=1, batch_size=4096, random_state=seed).fit(found)
     return VisualWords(kmeans.cluster_centers_.astype(np.float32))
 
 

@@ -57,7 +57,8 @@ class Linear:
 class Problem:
     """Features and labels on the devices, to fit with one regularisation after the other.
 
-    What is minimised is the mean cross-entropy + l2 / 2 * |weights|^2; the bias is free. C of scikit-learn is 1 / (l2 N).
+    What is minimised is the mean cross-entropy + l2 / 2 * |weights|^2; the bias is free.
+    The C of scikit-learn is 1 / (l2 N).
 
     Args:
       features: [N,D] float32.
