@@ -30,8 +30,13 @@ _DISK_ERRORS = {
 }
 
 
-def train_flags(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
+def train_flags(argv: Sequence[str], usage: str, values: flags.FlagValues | None = None) -> tuple[ConfigDict, Path]:
     """Reads --config=FILE[:ARG], --workdir=W and any --config.KEY=VALUE.
+
+    Args:
+      argv: without the program's name.
+      usage: what --help shows first.
+      values: other flags of the binary, defined; they are read too.
 
     Returns:
       The locked config and the work directory (runs/FILE-ARG if none is given).
@@ -39,7 +44,7 @@ def train_flags(argv: Sequence[str], usage: str) -> tuple[ConfigDict, Path]:
     Raises:
       ConfigError: for anything that is not understood, naming the nearest flag or key.
     """
-    values = flags.FlagValues()
+    values = values or flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where the run is kept and continued from", flag_values=values)
     flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     spec, rest = _take_config(argv)

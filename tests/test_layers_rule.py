@@ -20,9 +20,9 @@ FLOORS = [
     {"checkpoint", "data", "monitor", "objectives", "saliency"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
-    {"explain", "train"},
+    {"explain", "representation", "train"},
     {"robustness"},
-    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "report"},
+    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "probe", "report"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
