@@ -14,14 +14,14 @@ PACKAGE = ROOT / "imgcls_jax"
 # From the ground up. A package (models, augment, data) counts as one module, but for a program in it that makes a run.
 FLOORS = [
     {"__init__", "types"},
-    {"config", "platform", "preemption", "rng", "trees"},
+    {"config", "environment", "platform", "preemption", "rng", "trees"},
     {"cli"},
     {"augment", "losses", "metrics", "models", "optim", "sharding", "state", "writers"},
     {"checkpoint", "data", "monitor", "objectives"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
-    {"train"},
-    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "report"},
+    {"report", "train"},
+    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
