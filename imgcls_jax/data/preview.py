@@ -183,7 +183,11 @@ def _histogram(figure: SubFigure, labels: np.ndarray, spec: Spec) -> None:
     )
     if len(counts) <= NAMED_CLASSES:
         axis.set_xticks(
-            np.arange(len(counts)), [_no_mathematics(_short(name)) for name in spec.class_names], rotation=45, ha="right", fontsize=7
+            np.arange(len(counts)),
+            [_no_mathematics(_short(name)) for name in spec.class_names],
+            rotation=45,
+            ha="right",
+            fontsize=7,
         )
     else:
         axis.set_xlabel("class number")

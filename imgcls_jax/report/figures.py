@@ -41,7 +41,8 @@ def charts(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     found = []
     for title, unit, patterns in CHARTS:
         logged = sorted({name for events in runs for event in events for name in event})
-        names = [name for p in patterns for name in logged if fnmatch.fnmatchcase(name, p)]
+        # A dict, for its order: a name that two patterns match is there once.
+        names = list(dict.fromkeys(name for p in patterns for name in logged if fnmatch.fnmatchcase(name, p)))
         series = []
         for number, events in enumerate(runs):
             for name in names:

@@ -48,7 +48,7 @@ if (source) {
   };
   const show = (value) => {
     const size = Math.abs(value);
-    if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2);
+    if (size !== 0 && (size < 1e-4 || size >= 1e7)) return Number(value.toPrecision(3)).toExponential();
     return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
   };
   const ticks = (low, high, count) => {

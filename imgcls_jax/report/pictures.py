@@ -76,7 +76,7 @@ def _outcome(predictions: Mapping[str, np.ndarray], i: int) -> tuple[str, ...]:
         lines = (f"predicted {_list(names[prediction])}",)
         lines += () if (label == prediction).all() else (f"is {_list(names[label])}",)
         return (*lines, f"loss {predictions['nll'][i]:.3f}")
-    said = f"{names[prediction]}, {predictions['confidence'][i]:.3f}"
+    said = f"predicted {names[prediction]}, {predictions['confidence'][i]:.3f}"
     return (said,) if label == prediction else (said, f"is {names[label]}")
 
 
