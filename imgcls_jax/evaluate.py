@@ -293,17 +293,23 @@ def compare(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict
     }
 
 
+def values(result: dict[str, Any]) -> dict[str, tuple[float | None, list[float] | None]]:
+    """Every single number of `report` with its interval, by name; "positive_" and "calibrated_" before their groups'."""
+    groups = {"": result, "positive_": result.get("binary") or {}, "calibrated_": result.get("calibrated") or {}}
+    return {
+        prefix + name: (value, group[f"{name}_ci95"])
+        for prefix, group in groups.items()
+        for name, value in group.items()
+        if f"{name}_ci95" in group
+    }
+
+
 def summary(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table that the eval binary prints: every single number, with its interval."""
     rows = [("examples", f"{result['num_examples']:,}")]
     if result["num_skipped"]:
         rows.append(("skipped", f"{result['num_skipped']:,} records that cannot be read"))
-    groups = {"": result, "positive_": result.get("binary") or {}, "calibrated_": result.get("calibrated") or {}}
-    for prefix, group in groups.items():
-        for name, value in group.items():
-            if f"{name}_ci95" in group:
-                rows.append((prefix + name, _with_interval(value, group[f"{name}_ci95"])))
-    return rows
+    return rows + [(name, _with_interval(*found)) for name, found in values(result).items()]
 
 
 def _with_interval(value: float | None, interval: list[float] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from imgcls_jax import build as build_lib
-from imgcls_jax import evaluate, pretrained, trees, workdirs, writers
+from imgcls_jax import environment, evaluate, pretrained, trees, workdirs, writers
 from imgcls_jax.checkpoint import Checkpointer
 from imgcls_jax.data.pipeline import Transform
 from imgcls_jax.data.sources import Source
@@ -43,6 +43,8 @@ class Loop:
         )
         self.start, self.state = self.checkpointer.restore_latest(run.abstract_state) or (0, self.first_state(weights))
         self.saved_step, self.saved_time = self.start, time.monotonic()
+        if main:
+            environment.record(workdir, self.start)
         devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
         self.progress.line(
             f"{config.model.name}, {trees.count(run.abstract_state.params):,} parameters; {run.spec.name}; "
@@ -166,13 +168,19 @@ def evaluate_split(
     )
 
 
-def train(config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None = None) -> int:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    data: Mapping[str, Source] | None = None,
+    at_end: Callable[[build_lib.Run, Path], None] = lambda run, workdir: None,
+) -> int:
     """Runs or continues the run in `workdir`; prints a table at the end. Returns the exit code.
 
     Args:
       config: a locked config.
       workdir: new, or of a run of this config.
       data: for a data set made in Python, as in `build.build`.
+      at_end: called by the main process with the run's objects and `workdir` when the last step is done.
     """
     loop = Loop(config, workdir, data)
     code = loop.run()
@@ -183,4 +191,6 @@ def train(config: ConfigDict, workdir: Path, data: Mapping[str, Source] | None =
         values = [(name, loop.writer.last(name)) for name in names]
         rows = [(name, f"{value:,.4f}") for name, value in values if value is not None]
         loop.progress.line(f"Done: {loop.built.total_steps} steps in {workdir}\n{writers.table(rows)}")
+        if jax.process_index() == 0:
+            at_end(loop.built, workdir)
     return code

@@ -32,7 +32,7 @@ def test_labels_are_written_by_falling_share(target, text):
 
 def test_names_that_would_break_the_drawing_do_not():
     spec = Spec("odd", 2, ("a$b$\n", "\udcff"), {"train": 1})
-    assert preview.label_text(np.array([1.0, 0.0]), spec) == r"a\$b\$ "
+    assert preview.label_text(np.array([1.0, 0.0]), spec) == "a$b$ "
     assert preview.label_text(np.array([0.0, 1.0]), spec) == "?"
 
 

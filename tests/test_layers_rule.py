@@ -14,15 +14,15 @@ PACKAGE = ROOT / "imgcls_jax"
 # From the ground up. A package (models, augment, data) counts as one module, but for a program in it that makes a run.
 FLOORS = [
     {"__init__", "types"},
-    {"config", "platform", "preemption", "rng", "trees"},
+    {"config", "environment", "platform", "preemption", "rng", "trees"},
     {"cli"},
     {"augment", "losses", "metrics", "models", "optim", "organise", "predictions", "sharding", "state", "writers"},
     {"checkpoint", "data", "monitor", "objectives", "saliency"},
     {"evaluate", "pretrained", "step"},
     {"build", "workdirs"},
-    {"explain", "representation", "train"},
+    {"explain", "report", "representation", "train"},
     {"robustness"},
-    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "probe", "report"},
+    {"benchmark", "data.preview", "eval", "export", "main", "plan", "predict", "probe"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -8,6 +8,7 @@ shares), and how many records each class has.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,50 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A record and what augmentation makes of it.
+
+    Attributes:
+      stored: uint8 [H,W,C], as `stored` gives it.
+      stored_text: its classes, a line each.
+      shown: float 0..1 [H,W,C], as the model sees it but for the normalisation.
+      shown_text: the classes of its target, with their shares where mixed.
+    """
+
+    stored: np.ndarray
+    stored_text: str
+    shown: np.ndarray
+    shown_text: str
+
+
+def pairs(run: Run, count: int) -> list[Pair]:
+    """The first `count` of the training batch of step 0, or all if it has fewer.
+
+    Raises:
+      UserError: for a data set that is not there or a record that cannot be read.
+    """
+    from imgcls_jax import build
+
+    batches = build.train_batches(run, 0)
+    try:
+        batch = next(batches)
+    finally:
+        batches.close()
+    images, targets = run.augment_step({k: batch[k] for k in ("image", "label", "mask")}, 0)
+    shown = np.clip(np.asarray(images[:count]), 0, 1)
+    source, _ = build.open_train(run.config, run.open_split)
+    return [
+        Pair(
+            stored(source, int(batch["index"][i])),
+            label_text(stored_target(batch["label"][i], run.spec), run.spec),
+            shown[i],
+            label_text(np.asarray(targets[i]), run.spec),
+        )
+        for i in range(len(shown))
+    ]
+
+
 def write(run: Run, path: Path) -> None:
     """Draws the batch of step 0 of a run into a PNG file.
 
@@ -58,30 +103,20 @@ def write(run: Run, path: Path) -> None:
 
     from imgcls_jax import build
 
-    batches = build.train_batches(run, 0)
-    try:
-        batch = next(batches)
-    finally:
-        batches.close()
-    images, targets = run.augment_step({k: batch[k] for k in ("image", "label", "mask")}, 0)
-    shown = np.clip(np.asarray(images), 0, 1)
-    source, _ = build.open_train(run.config, run.open_split)
-    count = min(PAIRS, len(shown))
-    rows = -(-count // COLUMNS)
+    drawn = pairs(run, PAIRS)
+    rows = -(-len(drawn) // COLUMNS)
     figure = Figure(figsize=(3.4 * COLUMNS, 2.1 * rows + 3.2), dpi=110, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.1 * rows, 3.0), squeeze=False)[:, 0]
-    figure.suptitle(f"{run.spec.name} {run.config.data.train_split}: stored | as the model sees it at step 0")
+    figure.suptitle(
+        _no_mathematics(f"{run.spec.name} {run.config.data.train_split}: stored | as the model sees it at step 0")
+    )
     axes = top.subplots(rows, 2 * COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for i in range(count):
-        left, right = axes.flat[2 * i], axes.flat[2 * i + 1]
-        _show(
-            left,
-            stored(source, int(batch["index"][i])),
-            label_text(stored_target(batch["label"][i], run.spec), run.spec),
-        )
-        _show(right, shown[i], label_text(np.asarray(targets[i]), run.spec))
+    for i, pair in enumerate(drawn):
+        _show(axes.flat[2 * i], pair.stored, pair.stored_text)
+        _show(axes.flat[2 * i + 1], pair.shown, pair.shown_text)
+    source, _ = build.open_train(run.config, run.open_split)
     _histogram(bottom, source.labels(), run.spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
@@ -116,8 +151,13 @@ def label_text(target: np.ndarray, spec: Spec) -> str:
 
 
 def _short(name: str, length: int = 18) -> str:
-    name = name.encode(errors="replace").decode().replace("\n", " ").replace("$", r"\$")
+    name = name.encode(errors="replace").decode().replace("\n", " ")
     return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _no_mathematics(text: str) -> str:
+    """For Matplotlib, to which a text between dollars is a formula."""
+    return text.replace("$", r"\$")
 
 
 def _show(axis: Axes, image: np.ndarray, title: str) -> None:
@@ -128,7 +168,7 @@ def _show(axis: Axes, image: np.ndarray, title: str) -> None:
         vmin=0,
         vmax=255 if image.dtype == np.uint8 else 1,
     )
-    axis.set_title(title, fontsize=7, wrap=True)
+    axis.set_title(_no_mathematics(title), fontsize=7, wrap=True)
 
 
 def _histogram(figure: SubFigure, labels: np.ndarray, spec: Spec) -> None:
@@ -143,7 +183,11 @@ def _histogram(figure: SubFigure, labels: np.ndarray, spec: Spec) -> None:
     )
     if len(counts) <= NAMED_CLASSES:
         axis.set_xticks(
-            np.arange(len(counts)), [_short(name) for name in spec.class_names], rotation=45, ha="right", fontsize=7
+            np.arange(len(counts)),
+            [_no_mathematics(_short(name)) for name in spec.class_names],
+            rotation=45,
+            ha="right",
+            fontsize=7,
         )
     else:
         axis.set_xlabel("class number")

@@ -1,0 +1,165 @@
+"""One self-contained HTML page about a run, or several: what they scored, how they got there, where they are wrong.
+
+Everything is in the file: no network, no other file. Numbers come from W/eval/*.json, curves from W/metrics.jsonl, the
+pictures from the data set, by the record numbers in W/eval/*.predictions.npz. What is missing is a sentence in its
+place.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgcls_jax.types import UserError
+
+if TYPE_CHECKING:
+    from imgcls_jax.build import Run
+    from imgcls_jax.report.recorded import Recorded
+
+
+def write_at_end(run: Run, workdir: Path) -> None:
+    """Writes W/report.html of a run that has just ended; one warning line if that fails: the run has not."""
+    try:
+        write([workdir], workdir / "report.html", built={workdir: run})
+    except Exception as error:  # whatever it is, the run is done and saved
+        print(f"warning: {workdir / 'report.html'} was not written ({type(error).__name__}: {error}).", file=sys.stderr)
+
+
+def write(workdirs: Sequence[Path], output: Path, *, built: Mapping[Path, Run] | None = None) -> None:
+    """Writes the report of runs to a file, atomically.
+
+    Args:
+      workdirs: of the runs; the first is what the others are compared with.
+      output: the HTML file.
+      built: the objects of runs that are at hand; the others' are built when needed.
+
+    Raises:
+      UserError: if one is not a work directory, or a file in it is damaged.
+    """
+    from imgcls_jax.report import recorded
+
+    runs = recorded.read(workdirs)
+    text = _render(runs, [_pictures(run, (built or {}).get(run.workdir)) for run in runs])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    # Class names may be bytes that are no text.
+    temporary.write_bytes(text.encode(errors="replace"))
+    os.replace(temporary, output)
+
+
+def _render(runs: Sequence[Recorded], pictures: Sequence[dict[str, Any]]) -> str:
+    import jinja2
+
+    from imgcls_jax import evaluate, writers
+    from imgcls_jax.report import figures, recorded
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("imgcls_jax", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    folder = Path(__file__).parent
+    return environment.get_template("page.html.j2").render(
+        runs=runs,
+        pictures=pictures,
+        details=[[_details(result) for result in run.evaluations.values()] for run in runs],
+        values=evaluate.values,
+        headlines=_headlines(runs),
+        comparisons=_comparisons(runs),
+        curves={"runs": [run.name for run in runs], "charts": figures.charts([run.events for run in runs])},
+        differences=recorded.differences(runs),
+        settings=recorded.settings,
+        training_seconds=recorded.training_seconds,
+        duration=writers.duration,
+        css=(folder / "page.css").read_text(),
+        script=(folder / "page.js").read_text(),
+    )
+
+
+def _headlines(runs: Sequence[Recorded]) -> list[str]:
+    """Names of the numbers that come first: of `evaluate.values`, those that any run has."""
+    from imgcls_jax import evaluate
+
+    found = {name for run in runs for result in run.evaluations.values() for name in evaluate.values(result)}
+    top = sorted((name for name in found if name.startswith("top")), key=lambda name: int(name[3:]))
+    others = ("map", "exact_match", "f1_micro", "balanced_accuracy", "f1_macro", "nll", "calibrated_nll", "ece")
+    several = any(result["task"] == "multilabel" for run in runs for result in run.evaluations.values())
+    return top + [name for name in others if name in found and (several or name != "f1_micro")]
+
+
+def _comparisons(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Paired differences of each run from the first, by evaluation that both have; `problem` where there are none."""
+    from imgcls_jax import evaluate
+
+    rows = []
+    for run in runs[1:]:
+        for name in [name for name in runs[0].evaluations if name in run.evaluations]:
+            row: dict[str, Any] = {"run": run.name, "evaluation": name, "problem": ""}
+            try:
+                first, second = (evaluate.read_predictions(r.workdir, name) for r in (runs[0], run))
+                row |= evaluate.compare(first, second)
+            except UserError as error:
+                row["problem"] = str(error)
+            rows.append(row)
+    return rows
+
+
+def _details(result: dict[str, Any]) -> dict[str, Any]:
+    """The confusion matrix of an evaluation: the cells' shares, a picture where there are too many, and the pairs."""
+    import numpy as np
+
+    from imgcls_jax.report import figures, pictures
+
+    matrix = result.get("confusion_matrix")
+    if not matrix:
+        return {"pairs": [], "shares": None, "heat_map": None}
+    counts, names = np.array(matrix), [row["class"] for row in result["per_class"]]
+    shares, named = figures.shares(counts), len(names) <= figures.MAX_NAMED_CLASSES
+    return {
+        "pairs": figures.confused_pairs(counts, names),
+        "shares": shares.tolist() if named else None,
+        "heat_map": None if named else pictures.heat_map(figures.shrink(shares, figures.MAX_CELLS)),
+    }
+
+
+def _pictures(run: Recorded, built: Run | None) -> dict[str, Any]:
+    """What needs the data set or the model: galleries by evaluation, augmentation, cost.
+
+    A data set that is not there, on the machine where the report is made, costs the pictures: `problem` says so.
+    """
+    from imgcls_jax import build, evaluate
+    from imgcls_jax.models import cost
+    from imgcls_jax.report import pictures
+
+    found: dict[str, Any] = {"galleries": {}, "augmented": [], "cost": None, "problem": ""}
+    try:
+        built = built or build.build(run.config)
+        found["cost"] = cost.count(built.model, build.image_shape(run.config))
+        found["augmented"] = pictures.augmented(built)
+        for name in run.evaluations:
+            found["galleries"][name] = _galleries(built, evaluate.read_predictions(run.workdir, name))
+    except UserError as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _galleries(built: Run, predictions: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
+    """(title, what to say if it is empty, tiles) of each gallery of an evaluation."""
+    from imgcls_jax.report import pictures
+
+    source = built.open_split(str(predictions["split"]))
+    several = "confidence" not in predictions
+    titles = (
+        ("Mistakes with the largest loss", "Hits with the largest loss")
+        if several
+        else ("Most confident mistakes", "Least confident hits")
+    )
+    return [
+        (titles[0], "There is no mistake.", pictures.gallery(source, predictions, right=False)),
+        (titles[1], "There is no hit.", pictures.gallery(source, predictions, right=True)),
+    ]
