@@ -244,7 +244,12 @@ def run_worker(kind: str, folder: Path) -> subprocess.CompletedProcess:
     script.write_text(WORKER)
     command = [sys.executable, str(script), kind, str(folder / "data")]
     env = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=env)
+    # Into files: a worker process that outlived its parent would hold pipes open, and waiting for them would not end.
+    out, err = folder / "out", folder / "err"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        code = subprocess.run(command, stdout=stdout, stderr=stderr, timeout=240, env=env).returncode
+    assert code == 0, err.read_text()
+    return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
 
 
 @pytest.mark.parametrize("kind", ["truncated", "bug"])

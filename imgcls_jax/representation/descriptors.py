@@ -52,7 +52,8 @@ def hog(images: np.ndarray) -> np.ndarray:
 def root_sift(image: np.ndarray) -> np.ndarray:
     """SIFT descriptors at a grid, upright, as square roots of shares (RootSIFT, CVPR 2012): [H,W,C] -> [P,128] float32.
 
-    The distance between roots is Hellinger's. A flat patch has a descriptor of zeros.
+    The distance between roots is Hellinger's. A black patch has a descriptor of zeros, one
+    of another even grey OpenCV's rounding noise.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[-1] == 3 else image[..., 0]
     step = max(3, min(grey.shape) // 16)
