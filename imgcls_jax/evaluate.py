@@ -294,7 +294,7 @@ def compare(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> dict
 
 
 def values(result: dict[str, Any]) -> dict[str, tuple[float | None, list[float] | None]]:
-    """Every single number of `report` with its interval, by name; "positive_" and "calibrated_" before their groups'."""
+    """Every single number of `report` with its interval, by name; "positive_" or "calibrated_" before a group's."""
     groups = {"": result, "positive_": result.get("binary") or {}, "calibrated_": result.get("calibrated") or {}}
     return {
         prefix + name: (value, group[f"{name}_ci95"])

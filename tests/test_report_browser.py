@@ -116,9 +116,11 @@ def test_text_stands_out(opened):
     const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
     const luminance = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => {
       const v = c[i] / 255; return sum + w * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
-    const behind = (e) => e ? over(rgba(getComputedStyle(e).backgroundColor), behind(e.parentElement)) : [255, 255, 255, 1];
+    const white = [255, 255, 255, 1];
+    const behind = (e) => e ? over(rgba(getComputedStyle(e).backgroundColor), behind(e.parentElement)) : white;
     const found = {};
-    for (const e of document.querySelectorAll("h1, h2, h3, p, th, td, small, figcaption span, button, summary, svg text")) {
+    const texts = "h1, h2, h3, p, th, td, small, figcaption span, button, summary, svg text";
+    for (const e of document.querySelectorAll(texts)) {
       if (!e.textContent.trim()) continue;
       const style = getComputedStyle(e), svg = e instanceof SVGElement;
       const [a, b] = [luminance(rgba(svg ? style.fill : style.color)), luminance(behind(e))];

@@ -182,13 +182,8 @@ def _histogram(figure: SubFigure, labels: np.ndarray, spec: Spec) -> None:
         fontsize=9,
     )
     if len(counts) <= NAMED_CLASSES:
-        axis.set_xticks(
-            np.arange(len(counts)),
-            [_no_mathematics(_short(name)) for name in spec.class_names],
-            rotation=45,
-            ha="right",
-            fontsize=7,
-        )
+        names = [_no_mathematics(_short(name)) for name in spec.class_names]
+        axis.set_xticks(np.arange(len(counts)), names, rotation=45, ha="right", fontsize=7)
     else:
         axis.set_xlabel("class number")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def thin(points: Sequence[tuple[int, float]], limit: int) -> list[tuple[int, flo
         return list(points)
     keep = {0, len(points) - 1}
     edges = np.linspace(1, len(points) - 1, (limit - 2) // 2 + 1).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         here = range(low, high)
         keep |= {min(here, key=lambda i: points[i][1]), max(here, key=lambda i: points[i][1])}
     return [points[i] for i in sorted(keep)]

@@ -1,4 +1,4 @@
-"""Pictures of the report, as data: URIs: galleries of mistakes and near misses, what augmentation does, the heat map."""
+"""Pictures of the report, as data: URIs: galleries of mistakes and near misses, augmentation, the heat map."""
 
 from __future__ import annotations
 
@@ -73,9 +73,8 @@ def _outcome(predictions: Mapping[str, np.ndarray], i: int) -> tuple[str, ...]:
     """What was predicted of an example, and what it is."""
     names, label, prediction = predictions["class_names"], predictions["label"][i], predictions["prediction"][i]
     if np.ndim(label):
-        lines = (f"predicted {_list(names[prediction])}",)
-        lines += () if (label == prediction).all() else (f"is {_list(names[label])}",)
-        return (*lines, f"loss {predictions['nll'][i]:.3f}")
+        truth = () if (label == prediction).all() else (f"is {_list(names[label])}",)
+        return f"predicted {_list(names[prediction])}", *truth, f"loss {predictions['nll'][i]:.3f}"
     said = f"predicted {names[prediction]}, {predictions['confidence'][i]:.3f}"
     return (said,) if label == prediction else (said, f"is {names[label]}")
 
