@@ -229,7 +229,8 @@ def test_every_architecture_but_the_transformers_is_tried():
 @pytest.mark.parametrize("name", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LONG])
 def test_every_architecture_has_a_map(name):
     images = images_of(name)
-    model = models.build(name, num_classes=5)
+    # Of so many classes one has a logit above 0: where all are below, a map without positive part is right.
+    model = models.build(name, num_classes=20)
     variables = init(model, images)
     if name == "mixer_b16_224":  # its head begins as zeros
         variables = randomised(variables)
