@@ -403,8 +403,9 @@ def read_once(
 ) -> pipeline.BatchIterator:
     """This process's rows of every record of a source once, made as evaluation makes them, as host arrays.
 
-    `transforms` are applied to each image after those of evaluation. With `any_size`, an image that is still of another size after `augment.host_eval` (of a data set whose images are of
-    one size it asks nothing) is resized by its short side, and its centre taken.
+    `transforms` are applied to each image after those of evaluation. With `any_size`, an image that is still of another
+    size after `augment.host_eval` (of a data set whose images are of one size it asks nothing) is resized by its short
+    side, and its centre taken.
     """
     c = run.config
     calls = (*c.augment.host_eval, *(["resize_centre_crop(crop_pct=1.0)"] if any_size else []))

@@ -111,12 +111,19 @@ def _nearest_key(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{names[close[0]]}'?)" if close else nearest(word, known)
 
 
+class HelpWanted(Exception):
+    """Raised by `parse` for --help, with what the flags are; `run` prints it under the program's own description."""
+
+
 def parse(values: flags.FlagValues, argv: Sequence[str], known: dict[str, object] | None = None) -> list[str]:
     """Parses absl flags; returns the positional arguments.
 
     Raises:
       ConfigError: where absl has an error of its own.
+      HelpWanted: for --help or -h, where `values` has no such flag itself.
     """
+    if "help" not in values and any(arg in ("-h", "-help", "--help") for arg in argv):
+        raise HelpWanted(values.get_help())
     try:
         rest = values(argv)[1:]
     except flags.IllegalFlagValueError as error:
@@ -154,6 +161,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return main(argv)
+    except HelpWanted as wanted:
+        print((sys.modules[main.__module__].__doc__ or "").strip() + f"\n{wanted}")
+        return 0
     except KeyboardInterrupt:  # before or after training: there the signal is handled and the state saved
         print("error: interrupted; run the same command again.", file=sys.stderr)
         return 130

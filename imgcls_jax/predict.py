@@ -142,9 +142,6 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code; raises UserError."""
     values = _flags()
     inputs = cli.parse(values, ["predict", *argv])
-    if values.help:
-        print(__doc__.strip() + "\n" + values.main_module_help())
-        return 0
     if values.workdir is None or not inputs:
         raise ConfigError(
             "Usage: python -m imgcls_jax.predict --workdir=W INPUT... [--output=preds.jsonl]; see --help."
@@ -205,7 +202,6 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean("link", False, "with --organise: symbolic links in place of copies", flag_values=values)
     flags.DEFINE_integer("batch_size", None, "images at a time; at most eval.batch_size by default", flag_values=values)
     flags.DEFINE_boolean("recursive", False, "read the folders within a folder too", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     return values
 
 

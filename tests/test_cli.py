@@ -1,5 +1,6 @@
 """What a user reads when the disk is full: one sentence, whoever noticed."""
 
+import importlib
 import sys
 import threading
 
@@ -78,3 +79,14 @@ def test_errors_of_permission_name_the_file(capsys, number):
 
     assert cli.run(main, []) == 1
     assert "Cannot write /some/where" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["eval", "explain", "export", "models", "predict", "probe", "report"])
+def test_every_program_says_what_it_takes(name, capsys):
+    module = importlib.import_module(f"imgcls_jax.{name}")
+    module = module if hasattr(module, "main") else importlib.import_module(f"imgcls_jax.{name}.__main__")
+    for flag in ("--help", "-h"):
+        assert cli.run(module.main, [flag]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(module.__doc__.strip()) and f"python -m imgcls_jax.{name}" in out
+        assert "--[no]" in out or "--workdir" in out.removeprefix(module.__doc__)

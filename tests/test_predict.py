@@ -18,7 +18,7 @@ import odd_files
 import pytest
 from helpers import start_main, tiny_config
 
-from imgcls_jax import build, evaluate, predict, predictions, train
+from imgcls_jax import build, cli, evaluate, predict, predictions, train
 from imgcls_jax import eval as eval_binary
 from imgcls_jax.data import sources
 from imgcls_jax.metrics import calibration
@@ -271,6 +271,6 @@ def test_flags_that_make_no_sense_are_refused(run, flags, sentence):
 
 
 def test_help_says_what_the_exit_codes_are(capsys):
-    assert predict.main(["--help"]) == 0
+    assert cli.run(predict.main, ["--help"]) == 0
     out = capsys.readouterr().out
     assert "3 all are done but some have an error" in out and "--organise" in out

@@ -22,11 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code; raises UserError."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("markdown", False, "print a Markdown table, as README.md has it", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     patterns = cli.parse(values, ["models", *argv]) or ["*"]
-    if values.help:
-        print((__doc__ or "").strip() + "\n" + values.main_module_help())
-        return 0
     from imgcls_jax.models import MODELS
 
     names = [name for name in MODELS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

@@ -20,11 +20,7 @@ def main(argv: Sequence[str]) -> int:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's work directory", flag_values=values)
     flags.DEFINE_string("output", None, "the file to write; W/report.html by default", flag_values=values)
-    flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=values)
     others = cli.parse(values, ["report", *argv])
-    if values.help:
-        print((__doc__ or "").strip() + "\n" + values.main_module_help())
-        return 0
     if values.workdir is None:
         raise ConfigError("--workdir is missing: python -m imgcls_jax.report --workdir=W [W2 ...] [--output=FILE].")
     workdirs = [Path(values.workdir), *map(Path, others)]
