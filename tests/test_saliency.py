@@ -201,8 +201,9 @@ def images_of(name, count=2):
     return jax.random.normal(jax.random.key(1), (count, side, side, models.MODELS[name].channels))
 
 
-QUICK = ["lenet5", "resnet20", "mobilenetv3_small_100"]
+QUICK = ["lenet5", "resnet20"]
 LONG = [
+    "mobilenetv3_small_100",
     "alexnet",
     "vgg11",
     "vgg11_bn",
