@@ -31,6 +31,28 @@ Range = float | tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
+class Sometimes:
+    """A change without numbers of its own, made with probability `p`; a subclass says which.
+
+    Attributes:
+      p: probability, 0 to 1.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_probability(self.p)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """[H,W,C] to [H,W,C]."""
+        return self.change(image) if rng.random() < self.p else image
+
+    def change(self, image: np.ndarray) -> np.ndarray:
+        """[H,W,C] to [H,W,C], always."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
 class Rotate:
     """Turns the image about its middle; what comes from outside is `fill` (torchvision's RandomRotation).
 
@@ -234,21 +256,14 @@ class Sharpness:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grayscale:
-    """Takes the colour away with probability `p`, keeping the number of channels (torchvision's RandomGrayscale).
-
-    Attributes:
-      p: probability, 0 to 1.
-    """
+class Grayscale(Sometimes):
+    """Takes the colour away with probability `p`, keeping the number of channels (torchvision's RandomGrayscale)."""
 
     p: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
-        return colour.grayscale(image) if rng.random() < self.p else image
+        return colour.grayscale(image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,57 +309,30 @@ class Posterize:
 
 
 @dataclasses.dataclass(frozen=True)
-class Equalize:
-    """Gives each channel a flat histogram with probability `p` (torchvision's RandomEqualize).
+class Equalize(Sometimes):
+    """Gives each channel a flat histogram with probability `p` (torchvision's RandomEqualize)."""
 
-    Attributes:
-      p: probability, 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
-        return colour.equalize(image) if rng.random() < self.p else image
+        return colour.equalize(image)
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoContrast:
-    """Stretches each channel over 0 to 255 with probability `p` (torchvision's RandomAutocontrast).
+class AutoContrast(Sometimes):
+    """Stretches each channel over 0 to 255 with probability `p` (torchvision's RandomAutocontrast)."""
 
-    Attributes:
-      p: probability, 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
-        return colour.autocontrast(image) if rng.random() < self.p else image
+        return colour.autocontrast(image)
 
 
 @dataclasses.dataclass(frozen=True)
-class Invert:
-    """Makes the negative with probability `p` (torchvision's RandomInvert).
+class Invert(Sometimes):
+    """Makes the negative with probability `p` (torchvision's RandomInvert)."""
 
-    Attributes:
-      p: probability, 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
-        return colour.invert(image) if rng.random() < self.p else image
+        return colour.invert(image)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from imgcls_jax.augment import distortions, policies
-from imgcls_jax.augment.arguments import check, check_choice, check_probability, check_rising, check_whole
+from imgcls_jax.augment.arguments import check, check_choice, check_rising, check_whole
 from imgcls_jax.augment.geometry import FAST, FILTERS, centre_crop, resize, short_side
 
 
@@ -176,40 +176,22 @@ class SimpleRandomCrop:
 
 
 @dataclasses.dataclass(frozen=True)
-class HorizontalFlip:
-    """Left and right exchanged with probability `p`.
+class HorizontalFlip(distortions.Sometimes):
+    """Left and right exchanged with probability `p`."""
 
-    Attributes:
-      p: probability, 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
         # A copy by OpenCV: to copy the view image[:, ::-1] into a batch takes ten times as long.
-        return cv2.flip(image, 1).reshape(image.shape) if rng.random() < self.p else image
+        return cv2.flip(image, 1).reshape(image.shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class VerticalFlip:
-    """Top and bottom exchanged with probability `p`.
+class VerticalFlip(distortions.Sometimes):
+    """Top and bottom exchanged with probability `p`."""
 
-    Attributes:
-      p: probability, 0 to 1.
-    """
-
-    p: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_probability(self.p)
-
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(self, image: np.ndarray) -> np.ndarray:
         """[H,W,C] to [H,W,C]."""
-        return image[::-1] if rng.random() < self.p else image
+        return image[::-1]
 
 
 # By the name that configs use.
