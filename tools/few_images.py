@@ -27,7 +27,7 @@ def main() -> None:
         for label, class_name in enumerate(source.spec.class_names):
             folder = arguments.folder / split / class_name.replace("/", "_")
             folder.mkdir(parents=True, exist_ok=True)
-            for number, i in enumerate(np.flatnonzero(source.labels == label)[:count]):
+            for number, i in enumerate(np.flatnonzero(source.labels() == label)[:count]):
                 image = source.images[i]
                 cv2.imwrite(str(folder / f"{number:04d}.png"), image[..., ::-1] if image.shape[2] == 3 else image)
 
