@@ -13,12 +13,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from imgcls_jax import config as config_lib
+from imgcls_jax import platform
 from imgcls_jax.types import ConfigError, UserError, nearest
 
 # The exit code of a command that has done all it could, but for images that cannot be read.
@@ -181,6 +182,12 @@ def whole_output() -> Iterator[None]:
         # What Python would still flush at its end has no reader either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise UserError("Standard output was closed before all was written; let what reads it read on.") from error
+
+
+def program(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """What stands at the end of every file that is a program: `run` with this process's arguments, then exit."""
+    platform.restart_with_huge_pages()
+    sys.exit(run(main, sys.argv[1:]))
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

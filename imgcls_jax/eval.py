@@ -15,7 +15,6 @@ python -m imgcls_jax.eval --workdir=W --ood=NAME[:split] [--neighbour=K]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -405,4 +404,4 @@ def compare_runs(config: config_lib.ConfigDict, workdir: Path, values: flags.Fla
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

@@ -9,7 +9,6 @@ W/report.html compares them, and so does the table at the end. The same command 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,4 +110,4 @@ def _compare(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

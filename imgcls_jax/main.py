@@ -5,7 +5,6 @@ python -m imgcls_jax.main --config=configs/vit.py[:DATA] [--workdir=W] [--config
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from imgcls_jax import cli
@@ -22,4 +21,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

@@ -227,4 +227,4 @@ class Work:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

@@ -435,4 +435,4 @@ def _shown(path: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -118,3 +119,36 @@ def test_cache_folder_of_the_user():
 
 def test_importing_it_does_not_import_jax():
     python("import sys, imgcls_jax.platform; assert 'jax' not in sys.modules")
+
+
+START = "import os, re, sys; from imgcls_jax import platform; platform.restart_with_huge_pages(); "
+
+
+def test_a_program_has_huge_pages_where_the_kernel_gives_them_on_request():
+    choice = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    asked = choice.exists() and "[madvise]" in choice.read_text()
+    code = START + "memory = bytearray(b'1') * 2**26; print(os.environ.get('GLIBC_TUNABLES')); "
+    code += "print(re.search('AnonHugePages: *([0-9]+)', open('/proc/self/smaps_rollup').read())[1])"
+    tunables, kilobytes = python(code, GLIBC_TUNABLES=None).stdout.split()
+    assert tunables == ("glibc.malloc.hugetlb=1" if asked else "None")
+    if asked:
+        assert int(kilobytes) >= 2**15  # half of the 64 MB at least: the rest may lie before the first boundary
+
+
+def test_an_empty_setting_is_left_alone():
+    assert python(START + "print(repr(os.environ['GLIBC_TUNABLES']))", GLIBC_TUNABLES="").stdout == "''\n"
+
+
+def test_a_restart_keeps_the_process_and_its_arguments(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import os, sys\n"
+        "from imgcls_jax import platform\n"
+        "platform.restart_with_huge_pages()\n"
+        "print(os.getpid(), sys.argv[1:], sys.warnoptions)\n"
+    )
+    command = [sys.executable, "-W", "error", "-m", "program", "--key=two words", "*"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    environment.pop("GLIBC_TUNABLES", None)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        out = process.communicate(timeout=120)[0]
+    assert out.split(maxsplit=1) == [str(process.pid), "['--key=two words', '*'] ['error']\n"]

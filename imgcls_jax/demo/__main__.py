@@ -13,7 +13,6 @@ them out.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -99,4 +98,4 @@ def _load(config: config_lib.ConfigDict, workdir: Path, values: flags.FlagValues
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

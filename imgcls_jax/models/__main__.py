@@ -6,7 +6,6 @@ python -m imgcls_jax.models [PATTERN...] [--markdown]        for example: python
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -57,4 +56,4 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)

@@ -5,7 +5,6 @@ python -m imgcls_jax.report --workdir=W [W2 ...] [--output=report.html]         
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,4 +40,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv[1:]))
+    cli.program(main)
