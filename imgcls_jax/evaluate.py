@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imgcls_jax import dispatch
 from imgcls_jax.metrics import anyof, calibration, examples, multiclass, multilabel, paired
 from imgcls_jax.metrics.examples import Examples
 from imgcls_jax.objectives import Variables
@@ -86,20 +87,11 @@ def evaluate(
         )
     gatherer = examples.Gatherer(spec.task, spec.class_names, num_records, keep_logits=keep_logits or multilabel_task)
 
-    def gather(rows: dict[str, jax.Array]) -> None:
+    for done, rows in enumerate(dispatch.one_late(eval_step(variables, batch) for batch in batches), 1):
         gatherer.add(rows)
         if stopwatch is not None:
             stopwatch.gathered(int(np.asarray(rows["mask"]).sum()))
-
-    waiting: dict[str, jax.Array] | None = None
-    for done, batch in enumerate(batches, 1):
-        rows = eval_step(variables, batch)
-        if waiting is not None:  # one batch late: the device works while the host gathers
-            gather(waiting)
-        waiting = rows
         progress(done)
-    if waiting is not None:
-        gather(waiting)
     return gatherer.examples()
 
 

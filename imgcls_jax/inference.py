@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from imgcls_jax import build, sharding
+from imgcls_jax import build, dispatch, sharding
 from imgcls_jax.data import files as files_lib
 from imgcls_jax.types import Batch
 
@@ -45,13 +45,8 @@ def answers(run: build.Run, files: Sequence[str], ask: Ask, batch_size: int) -> 
         ]
 
     try:
-        waiting = None
-        for batch in batches:
-            values = ask(build.put(run, batch_size, batch))
-            if waiting is not None:  # one batch late: the device works while the host takes
-                yield rows(*waiting)
-            waiting = (values, batch["index"], batches.reasons)
-        if waiting is not None:
+        asked = ((ask(build.put(run, batch_size, batch)), batch["index"], batches.reasons) for batch in batches)
+        for waiting in dispatch.one_late(asked):
             yield rows(*waiting)
     finally:
         batches.close()

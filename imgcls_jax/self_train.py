@@ -303,28 +303,20 @@ def probabilities(
     import jax
     import jax.numpy as jnp
 
-    from imgcls_jax import build
+    from imgcls_jax import build, dispatch
 
     c = run.config
     size, softmax = c.eval.batch_size, jax.jit(lambda logits: jax.nn.softmax(logits.astype(jnp.float32)))
     batches = build.read_once(run, source, batch_size=size, on_error=c.data.on_error)
     try:
-        waiting = None
-        for done, batch in enumerate(batches, 1):
-            values = softmax(run.eval_step(variables, build.put(run, size, batch))["logits"])
-            if waiting is not None:  # one batch late: the device works while the host takes
-                yield _readable(*waiting)
-            waiting = batch, values
+        asked = ((b, run.eval_step(variables, build.put(run, size, b))["logits"]) for b in batches)
+        late = dispatch.one_late((batch, softmax(logits)) for batch, logits in asked)
+        for done, (batch, values) in enumerate(late, 1):
+            mask = batch["mask"]
+            yield batch["index"][mask], np.asarray(values)[mask]
             progress.update(f"labelling: {done}/{-(-len(source) // size)} batches", force=False)
-        if waiting is not None:
-            yield _readable(*waiting)
     finally:
         batches.close()
-
-
-def _readable(batch: dict[str, Any], values: Any) -> tuple[np.ndarray, np.ndarray]:
-    mask = batch["mask"]
-    return batch["index"][mask], np.asarray(values)[mask]
 
 
 def outcome(number: int, folder: Path, *, learned: PseudoLabels | None, said: PseudoLabels) -> dict[str, Any]:

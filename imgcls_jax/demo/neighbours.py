@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from imgcls_jax import build, writers
+from imgcls_jax import build, dispatch, writers
 from imgcls_jax.data import preview, views
 from imgcls_jax.data.sources import Source
 from imgcls_jax.report import pictures
@@ -125,14 +125,9 @@ def _rows(run: build.Run, source: Source, step: features.Step, size: int) -> Ite
     """Features, labels, mask and index of each batch."""
     batches = build.read_once(run, source, batch_size=size, on_error="skip")
     try:
-        waiting = None
-        for batch in batches:
-            values = step(build.put(run, size, batch))["value"]
-            if waiting is not None:  # one batch late: the device works while the host takes
-                yield {**waiting[1], "values": np.asarray(waiting[0])}
-            waiting = values, {"labels": batch["label"], "mask": batch["mask"], "index": batch["index"]}
-        if waiting is not None:
-            yield {**waiting[1], "values": np.asarray(waiting[0])}
+        for values, batch in dispatch.one_late((step(build.put(run, size, b))["value"], b) for b in batches):
+            labels, mask, index = batch["label"], batch["mask"], batch["index"]
+            yield {"values": np.asarray(values), "labels": labels, "mask": mask, "index": index}
     finally:
         batches.close()
 

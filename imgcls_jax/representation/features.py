@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from imgcls_jax import build, sharding
+from imgcls_jax import build, dispatch, sharding
 from imgcls_jax.augment import device
 from imgcls_jax.data.pipeline import Transform
 from imgcls_jax.objectives import Variables
@@ -72,19 +72,9 @@ def stream(
 
     `transforms` are applied to each image after those of the config.
     """
-    waiting: dict[str, jax.Array] | None = None
-    for batch in build.eval_batches(run, split, transforms)[1]:
-        rows = step(batch)
-        if waiting is not None:  # one batch late: the device works while the host takes
-            yield _counted(waiting)
-        waiting = rows
-    if waiting is not None:
-        yield _counted(waiting)
-
-
-def _counted(rows: dict[str, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-    mask = np.asarray(rows["mask"])
-    return np.asarray(rows["value"])[mask], np.asarray(rows["label"])[mask]
+    for rows in dispatch.one_late(map(step, build.eval_batches(run, split, transforms)[1])):
+        mask = np.asarray(rows["mask"])
+        yield np.asarray(rows["value"])[mask], np.asarray(rows["label"])[mask]
 
 
 def extract(
