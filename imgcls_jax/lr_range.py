@@ -115,16 +115,13 @@ def rising(config: ConfigDict, *, min_lr: float, max_lr: float, steps: int) -> C
     return c
 
 
-def run(config: ConfigDict) -> RangeTest:
+def run(config: ConfigDict, workdir: Path) -> RangeTest:
     """Trains with a config whose rate rises, until its steps are done or the loss explodes."""
-    from imgcls_jax import build, pretrained, workdirs
+    from imgcls_jax import build, workdirs
 
-    config, weights = workdirs.starting_point(config, Path())
+    config, weights = workdirs.starting_point(config, workdir)
     built = build.build(config)
-    if config.init["from"]:
-        state, _ = build.initial_state(built, weights or pretrained.read(config.init["from"]))
-    else:
-        state = built.init()
+    state, _ = build.first_state(built, weights)
     batches, constants = build.batches_of(built, 0, state), built.constants()
     lr: list[float] = []
     losses: list[float] = []
@@ -188,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
     from imgcls_jax import platform
 
     platform.initialize()
-    found = run(config)
+    found = run(config, workdir)
     if jax.process_index() == 0:
         write(found, workdir, f"{config.model.name} on {config.data.name}, {config.optimizer.name}")
         print(f"{len(found.lr)} steps; {found.stopped}.")

@@ -27,7 +27,6 @@ from imgcls_jax.types import ConfigError, Spec, check_choice
 
 if TYPE_CHECKING:
     from imgcls_jax.build import Run
-    from imgcls_jax.pretrained import Weights
     from imgcls_jax.representation.features import Describe, Features, Step
     from imgcls_jax.types import PyTree
 
@@ -141,7 +140,7 @@ def _probe_run(config: config_lib.ConfigDict, workdir: Path, plan: Plan) -> int:
 
 def _probe_weights(config: config_lib.ConfigDict, workdir: Path, plan: Plan) -> int:
     """Probes what a run of a config would start from."""
-    from imgcls_jax import build, pretrained, workdirs
+    from imgcls_jax import build, workdirs
 
     if plan.step is not None or plan.ema:
         raise ConfigError("--step and --ema are of a run's checkpoints; leave out --config to probe those.")
@@ -153,13 +152,9 @@ def _probe_weights(config: config_lib.ConfigDict, workdir: Path, plan: Plan) -> 
             "A model of random weights has nothing to probe: pass --config.init.from=SOURCE, the --workdir of a run "
             "without --config, or --features without model."
         )
-    weights: Weights | None = None
-    if source:
-        config, weights = workdirs.starting_point(config, workdir)
+    config, weights = workdirs.starting_point(config, workdir)
     run = build.build(config)
-    variables = None
-    if "model" in plan.features:
-        variables = build.initial_state(run, weights or pretrained.read(source))[0].variables()
+    variables = build.first_state(run, weights)[0].variables() if "model" in plan.features else None
     workdirs.claim(config, workdir)
     return probe(run, workdir, plan, variables)
 

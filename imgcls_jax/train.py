@@ -66,11 +66,9 @@ class Loop:
 
     def first_state(self, weights: pretrained.Weights | None) -> TrainState:
         """The state at step 0: random, or from weights."""
-        source = self.config.init["from"]
-        if not source:
-            return self.built.init()
-        state, report = build_lib.initial_state(self.built, weights or pretrained.read(source))
-        self.progress.line(f"Weights from {source}: {report}.")
+        state, report = build_lib.first_state(self.built, weights)
+        if report is not None:
+            self.progress.line(f"Weights from {self.config.init['from']}: {report}.")
         return state
 
     def run(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import checkpoint_arrays, losses, run_main, tiny_config, tiny_flags
 
-from imgcls_jax import build, pretrained, train
+from imgcls_jax import build, lr_range, pretrained, train
 from imgcls_jax import config as config_lib
 from imgcls_jax.models.variant import Preprocessing
 from imgcls_jax.types import UserError
@@ -90,3 +90,15 @@ def test_the_run_s_config_says_so(tmp_path, source):
     code, output = run_main(flags)
     assert code == 0, output
     assert json.loads((tmp_path / "v/config.json").read_text())["data"]["mean"] == [0.9]
+
+
+def test_a_range_test_from_weights_begins_with_them_wherever_it_is_started(source, tmp_path, monkeypatch):
+    """A config.json that lies in the current folder is none of its business."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    config = lr_range.rising(from_source(source), min_lr=1e-4, max_lr=1.0, steps=60)
+    built = build.build(config)
+    state, _ = build.initial_state(built, pretrained.read(str(source)))
+    batch = build.put(built, config.batch_size, next(build.batches_of(built, 0, state)))
+    _, logs = built.train_step(state, batch, built.constants())
+    assert lr_range.run(config, tmp_path / "w").loss[0] == float(logs["loss"])

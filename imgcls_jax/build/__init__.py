@@ -39,7 +39,7 @@ from imgcls_jax.build.learning import (
 )
 from imgcls_jax.build.overfit import overfitting
 from imgcls_jax.build.run import Run
-from imgcls_jax.build.state import build_state, initial_state, state_shardings
+from imgcls_jax.build.state import build_state, first_state, initial_state, state_shardings
 from imgcls_jax.build.teacher import build_teachers, read_teachers, with_teacher
 from imgcls_jax.data import slices
 from imgcls_jax.data.sources import Source
@@ -142,6 +142,7 @@ __all__ = [
     "build_state",
     "eval_batches",
     "eval_split",
+    "first_state",
     "image_shape",
     "initial_state",
     "open_train",

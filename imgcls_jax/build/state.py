@@ -60,6 +60,19 @@ def state_shardings(shapes: TrainState, rules: Any, mesh: Mesh) -> TrainState:
     )
 
 
+def first_state(run: Run, weights: pretrained.Weights | None) -> tuple[TrainState, pretrained.Report | None]:
+    """The state at step 0 as the config has it: random and None, or that of `initial_state`.
+
+    Args:
+      run: of the config.
+      weights: of config.init.from if they have been read.
+    """
+    source = run.config.init["from"]
+    if not source:
+        return run.init(), None
+    return initial_state(run, weights or pretrained.read(source))
+
+
 def initial_state(run: Run, weights: pretrained.Weights) -> tuple[TrainState, pretrained.Report]:
     """The state at step 0 with the model's variables from `weights`, and what became of each tensor.
 
