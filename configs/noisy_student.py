@@ -3,7 +3,7 @@
 | DATA | labelled / unlabelled | model; the student's noise | two rounds |
 | --- | --- | --- | --- |
 | digits | 100 / 1,337 | 3 stages of 1 block; shifts, pixel noise, stochastic depth | under a minute, 2 CPU cores |
-| fashion_mnist, mnist | 1,000 / 59,000 | 3 stages of 2; RandAugment, stochastic depth | not yet measured |
+| fashion_mnist, mnist | 1,000 / 59,000 | 3 stages of 1; random erasing, stochastic depth | not yet measured |
 | cifar10, cifar100 | 5,000 / 45,000 | ResNet-18; RandAugment, stochastic depth | GPU; not yet measured |
 | imagenet2012 | 10% / 90% | EfficientNet-B0, B1, B2; RandAugment, dropout, stochastic depth | not yet measured |
 | folder:PATH | train / --unlabelled=files:PATH | EfficientNet-B0; the same | GPU; not yet measured |
@@ -55,7 +55,10 @@ class Digits:
 
 
 class Grey:
-    """28x28 grey images, halved by the stem, as in configs/resnet.py."""
+    """28x28 grey images, halved by the stem; the network of configs/fixmatch.py.
+
+    RandAugment as the noise (magnitude 9, 800 steps) gave less: 0.866 on train[55000:] where this gives 0.868.
+    """
 
     @staticmethod
     def plan():
@@ -64,16 +67,16 @@ class Grey:
     @staticmethod
     def teacher(c):
         c.data.train_split = "train[:1000]"
-        c.model.update(name="resnet20", stage_sizes=(2, 2, 2), width=32, stem="half", shortcut="conv")
-        c.batch_size, c.total_steps, c.log_every_steps = 128, 300, 50
+        c.model.update(name="resnet20", stage_sizes=(1, 1, 1), width=32, stem="half", shortcut="conv")
+        c.batch_size, c.total_steps, c.log_every_steps = 64, 1500, 50
         c.optimizer.update(name="muon", lr=0.01, weight_decay=0.02)
-        c.schedule.update(name="linear", warmup_steps=30)
+        c.schedule.update(name="linear", warmup_steps=50)
 
     @staticmethod
     def student(c, number):
-        c.batch_size, c.total_steps, c.data.pseudo_ratio = 256, 350, 7.0
-        c.augment.host_train = ("rand_augment(2, 9, fill=0)",)
-        c.model.drop_path = 0.2
+        c.batch_size, c.total_steps, c.data.pseudo_ratio = 256, 800, 7.0
+        c.augment.device = (*c.augment.device, "random_erasing(p=0.5)")
+        c.model.drop_path = 0.1
 
 
 class Cifar:

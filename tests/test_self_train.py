@@ -184,8 +184,8 @@ def test_the_recipe_changes_students_and_flags_have_the_last_word():
     config = config_lib.load(spec)
     change = config_lib.function(spec, "get_student")
     mine = self_train.students(change, ["--student.model.width=64", "--student.init.from=x"])(config, 2)
-    assert config.model.drop_path is None and mine.model.drop_path == 0.2
-    assert any("rand_augment" in call for call in mine.augment.host_train) and not config.augment.host_train
+    assert config.model.drop_path is None and mine.model.drop_path == 0.1
+    assert mine.augment.device == (*config.augment.device, "random_erasing(p=0.5)")
     assert (config.model.width, mine.model.width, mine.init["from"], mine.seed) == (32, 64, "x", 2)
 
 

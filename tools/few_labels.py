@@ -44,7 +44,7 @@ def command(method: str, seed: int, workdir: Path, more: Sequence[str]) -> list[
         flags[-1:] = ["--config.objective.name=supervised", "--config.data.unlabelled="]
     if method == "pseudo_labels":  # Lee 2013: hard labels of all images, once, and no noise
         flags += ["--labels=hard", "--rounds=1", "--min_confidence=0", "--per_class=0"]
-        flags += ["--student.model.drop_path=0.0", "--student.augment.host_train=()"]
+        flags += ["--student.model.drop_path=0.0", "--student.augment.device=('pad_and_crop(2)', 'flip()')"]
     return [sys.executable, "-m", f"imgcls_jax.{program}", *flags, *more]
 
 
