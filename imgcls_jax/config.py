@@ -30,7 +30,7 @@ FREE_KEYS = (
     r"^sharding\.",
     r"^wandb\.",
     r"^eval\.",
-    r"^data\.(data_dir|num_threads|num_workers|eval_split|on_error)$",
+    r"^data\.(data_dir|num_threads|num_workers|on_device|eval_split|on_error)$",
 )
 
 
@@ -98,6 +98,7 @@ def base() -> ConfigDict:
     d.max_megapixels = 100.0  # width x height / 1e6 of the largest image that is decoded: against decompression bombs
     d.num_threads = 0  # decoding threads; 0: one a core
     d.num_workers = 0  # decoding processes; 0: threads only
+    d.on_device = False  # keep the training images on every device: for sets held in memory, no augment.host_train
 
     c.augment = a = ConfigDict()
     # Each is a list of calls, such as ("random_resized_crop()", "flip()"); the size is data.image_size unless given.

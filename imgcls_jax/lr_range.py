@@ -127,7 +127,7 @@ def run(config: ConfigDict, workdir: Path) -> RangeTest:
     losses: list[float] = []
     try:
         for _ in range(built.total_steps):
-            batch = build.put(built, config.batch_size, next(batches))
+            batch = next(batches)
             state, logs = built.train_step(state, batch, constants)
             lr.append(float(logs["lr"]))
             losses.append(float(logs["loss"]))

@@ -81,7 +81,7 @@ class Loop:
             with Stopper() as stopper:
                 for step in range(self.start + 1, run.total_steps + 1):
                     waiting = time.perf_counter()
-                    batch = build_lib.put(run, self.config.batch_size, next(batches))
+                    batch = next(batches)
                     waited = time.perf_counter() - waiting
                     self.state, logs = run.train_step(self.state, batch, constants)
                     if self.config.data.on_error == "skip":

@@ -99,6 +99,6 @@ def test_a_range_test_from_weights_begins_with_them_wherever_it_is_started(sourc
     config = lr_range.rising(from_source(source), min_lr=1e-4, max_lr=1.0, steps=60)
     built = build.build(config)
     state, _ = build.initial_state(built, pretrained.read(str(source)))
-    batch = build.put(built, config.batch_size, next(build.batches_of(built, 0, state)))
+    batch = next(build.batches_of(built, 0, state))
     _, logs = built.train_step(state, batch, built.constants())
     assert lr_range.run(config, tmp_path / "w").loss[0] == float(logs["loss"])

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from imgcls_jax import evaluate, optim_groups, sharding
 from imgcls_jax import step as step_lib
-from imgcls_jax.build.cached import batches_of, check_cache
+from imgcls_jax.build.batches import batches_of
+from imgcls_jax.build.cached import check_cache
 from imgcls_jax.build.checks import check, check_views
 from imgcls_jax.build.data import (
     TrainBatches,

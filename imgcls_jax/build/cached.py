@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from imgcls_jax import objectives, optim_groups, sharding
 from imgcls_jax.augment import device
-from imgcls_jax.build.data import TrainBatches, eval_batches, image_shape, open_train, train_batches
+from imgcls_jax.build.data import eval_batches, image_shape, open_train
 from imgcls_jax.build.run import Run
 from imgcls_jax.data import order
 from imgcls_jax.objectives import Variables
@@ -57,10 +57,8 @@ class CachedBatches(Iterator[Batch]):
         """Nothing is open."""
 
 
-def batches_of(run: Run, start_step: int, state: TrainState) -> TrainBatches | CachedBatches:
-    """The training batches from `start_step` on; with optimizer.cache_features of the features that `state` has."""
-    if not run.config.optimizer.cache_features:
-        return train_batches(run, start_step)
+def cached_batches(run: Run, start_step: int, state: TrainState) -> CachedBatches:
+    """The batches from `start_step` on, of the features that `state` has."""
     _, the_order = open_train(run.config, run.open_split)
     return CachedBatches(_records(run, state.variables()), the_order, run=run, start_step=start_step)
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -63,6 +63,14 @@ def open_train(config: ConfigDict, open_split: Callable[[str], Source]) -> tuple
         repeats=d.repeats,
     )
     return source, order.FirstBatch(the_order, config.batch_size) if config.debug.overfit_batch else the_order
+
+
+class LocalBatches(Protocol):
+    """This process's rows of batches, as host arrays; `close` frees threads and processes."""
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
 
 
 class TrainBatches(Iterator[Batch]):
