@@ -60,12 +60,14 @@ def main() -> int:
     from imgcls_jax import platform
 
     platform.initialize()
-    started, found = time.monotonic(), {}
+    started = time.monotonic()
+    found: dict[tuple[str, float | None, int], float] = {}
     for seed in range(args.seeds):  # a seed after the other: stopped early, it still compares like with like
         for kind, temperature in students:
-            found[kind, temperature, seed] = top1 = student(args, kind, temperature, seed)
+            top1 = student(args, kind, temperature, seed)
             if top1 is None:
                 return 143
+            found[kind, temperature, seed] = top1
             done = f"{len(found)}/{len(students) * args.seeds}, {time.monotonic() - started:.0f} s"
             print(f"{done}: {kind} T={temperature} seed {seed}: {top1:.4f}", flush=True)
     rows = summary({key: [found[*key, seed] for seed in range(args.seeds)] for key in students})

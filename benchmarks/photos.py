@@ -73,6 +73,7 @@ def shrink(originals: Path, short: int, quality: int = 90) -> Path:
             out = root / path.relative_to(originals)
             out.parent.mkdir(parents=True, exist_ok=True)
             image = cv2.imread(str(path))
+            assert image is not None, path
             scale = short / min(image.shape[:2])
             size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
             cv2.imwrite(
@@ -93,7 +94,7 @@ def _vary(photo: Image.Image, path: Path, rng: np.random.Generator) -> None:
     part_height = part_width * height / width
     left, top = rng.uniform(0, photo.width - part_width), rng.uniform(0, photo.height - part_height)
     box = (left, top, left + part_width, top + part_height)
-    pixels = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS, box=box), np.float32)
+    pixels: np.ndarray = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS, box=box), np.float32)
     pixels = pixels[:, :: rng.choice([-1, 1])]
     pixels = pixels * rng.uniform(0.8, 1.2, 3) + rng.uniform(-15, 15, 3)
     pixels = pixels + rng.normal(0, rng.uniform(3, 10), (height, width, 1))

@@ -28,7 +28,8 @@ def main() -> None:
             folder = arguments.folder / split / class_name.replace("/", "_")
             folder.mkdir(parents=True, exist_ok=True)
             for number, i in enumerate(np.flatnonzero(source.labels() == label)[:count]):
-                image = source.images[i]
+                image = source[int(i)]["image"]
+                assert isinstance(image, np.ndarray), "data sets of this size are held in memory, decoded"
                 cv2.imwrite(str(folder / f"{number:04d}.png"), image[..., ::-1] if image.shape[2] == 3 else image)
 
 

@@ -91,7 +91,7 @@ def main() -> None:
 
     @jax.jit
     def eval_step(params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        logits = model.apply({"params": params, "batch_stats": stats}, images, train=False)
+        logits: jax.Array = model.apply({"params": params, "batch_stats": stats}, images, train=False)  # type: ignore[assignment]
         return metrics(logits, labels)
 
     waiting = None

@@ -101,8 +101,8 @@ def main() -> None:
         num_threads=args.num_threads,
         num_workers=args.num_workers,
     )
-    about = {"version": f"jax {jax.__version__}", "compiled_decoder": jpeg.available()}
-    serve(lambda: len(put(next(iterator))["image"]), clock.seconds, **about)
+    version, compiled = f"jax {jax.__version__}", jpeg.available()
+    serve(lambda: len(put(next(iterator))["image"]), clock.seconds, version=version, compiled_decoder=compiled)
     iterator.close()
 
 

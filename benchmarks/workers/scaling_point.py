@@ -129,7 +129,8 @@ def records(count: int) -> dict[str, float]:
 
     def gather() -> None:
         gatherer = examples.Gatherer("multiclass", source.spec.class_names, count, keep_logits=True)
-        rows = {"prediction": np.int32, "rank": np.int32, "nll": np.float32, "brier": np.float32, "confidence": "f4"}
+        rows: dict[str, type] = {"prediction": np.int32, "rank": np.int32}
+        rows |= dict.fromkeys(("nll", "brier", "confidence"), np.float32)
         for start in range(0, count, 1000):
             size = min(1000, count - start)
             made = {name: np.full(size, 0.5).astype(dtype) for name, dtype in rows.items()}
