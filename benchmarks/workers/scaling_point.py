@@ -133,7 +133,7 @@ def records(count: int) -> dict[str, float]:
         rows |= dict.fromkeys(("nll", "brier", "confidence"), np.float32)
         for start in range(0, count, 1000):
             size = min(1000, count - start)
-            made = {name: np.full(size, 0.5).astype(dtype) for name, dtype in rows.items()}
+            made: dict[str, np.ndarray] = {name: np.full(size, 0.5).astype(dtype) for name, dtype in rows.items()}
             made |= {"label": source.targets[start : start + size], "mask": np.ones(size, bool)}
             gatherer.add({**made, "logits": np.zeros((size, 10), np.float32)})
         evaluate.headline_values(gatherer.examples(), (1, 5))
