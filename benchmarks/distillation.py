@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ def main() -> int:
     students = [(kind, t) for kind in args.kinds.split(",") for t in (temperatures if KINDS[kind][1] else [None])]
 
     sys.path.insert(0, str(ROOT))
-    from imgcls_jax import platform
+    from imgcls_jax import atomic, platform
 
     platform.initialize()
     started = time.monotonic()
@@ -76,9 +75,8 @@ def main() -> int:
         "teacher_top1": _top1(Path(args.teacher)),
         "rows": rows,
     }
-    temporary = args.output / "distillation.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, args.output / "distillation.json")
+    with atomic.replacing(args.output / "distillation.json") as path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nThe teacher: {result['teacher_top1']}\n\n{table(rows)}\n\n{statement(rows)}")
     return 0
 

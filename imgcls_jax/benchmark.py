@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from imgcls_jax import cli
+from imgcls_jax import atomic, cli
 from imgcls_jax import config as config_lib
 from imgcls_jax.types import ConfigError, UserError, check_choice
 
@@ -136,9 +135,8 @@ class Session:
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
         for name, text in (("json", json.dumps(result, indent=1) + "\n"), ("csv", rows.to_csv(self.rows))):
-            temporary = self.output / f"benchmark.{name}.tmp"
-            temporary.write_text(text)
-            os.replace(temporary, self.output / f"benchmark.{name}")
+            with atomic.replacing(self.output / f"benchmark.{name}") as path:
+                path.write_text(text)
 
 
 def changed(config: ConfigDict) -> dict[str, Any]:

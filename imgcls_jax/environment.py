@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from imgcls_jax import atomic
+
 # The packages whose version may change what a run computes.
 PACKAGES = (
     "imgcls_jax",
@@ -36,10 +38,8 @@ def record(workdir: Path, step: int) -> None:
       workdir: W, which exists.
       step: the step that the run continues from; 0 for a new one.
     """
-    path = workdir / "environment.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([*read(workdir), describe(step)], indent=1) + "\n")
-    os.replace(temporary, path)
+    with atomic.replacing(workdir / "environment.json") as path:
+        path.write_text(json.dumps([*read(workdir), describe(step)], indent=1) + "\n")
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

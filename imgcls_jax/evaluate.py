@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imgcls_jax import dispatch
+from imgcls_jax import atomic, dispatch
 from imgcls_jax.metrics import anyof, calibration, examples, multiclass, multilabel, paired
 from imgcls_jax.metrics.examples import Examples
 from imgcls_jax.objectives import Variables
@@ -187,11 +186,8 @@ def to_json(result: dict[str, Any]) -> str:
 
 
 def _replace(path: Path, write_to: Callable[[BinaryIO], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
         write_to(file)
-    os.replace(temporary, path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ python -m imgcls_jax.explain --workdir=W IMAGE... --output=DIR [--method=auto] [
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from absl import flags
 from flax import linen as nn
 
-from imgcls_jax import cli, saliency
+from imgcls_jax import atomic, cli, saliency
 from imgcls_jax import config as config_lib
 from imgcls_jax.types import ConfigError, PyTree, Spec, UserError, nearest
 
@@ -193,9 +192,8 @@ def write_picture(found: Explanation, spec: Spec, method: str, path: Path) -> No
         axis.imshow(pixels)
         axis.set_title(title, fontsize=9)
         axis.axis("off")
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 if __name__ == "__main__":

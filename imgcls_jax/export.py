@@ -9,7 +9,6 @@ safetensors: FOLDER/model.safetensors, the tensors under timm's names, and FOLDE
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from imgcls_jax import cli
+from imgcls_jax import atomic, cli
 from imgcls_jax import config as config_lib
 from imgcls_jax.types import ConfigError, PyTree, Spec, check_choice
 
@@ -62,15 +61,13 @@ def write_safetensors(
 
     tensors = pretrained.to_state_dict(config.model.name, variables)
     tensors |= _fixed_positions(config, model)
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "model.safetensors": save(tensors, metadata={"format": "pt"}),
         "config.json": (json.dumps(model_card(config, model, spec), indent=2) + "\n").encode(),
     }
     for name, data in contents.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_bytes(data)
-        os.replace(temporary, folder / name)
+        with atomic.replacing(folder / name) as path:
+            path.write_bytes(data)
 
 
 def model_card(config: ConfigDict, model: nn.Module, spec: Spec) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from imgcls_jax import cli
+from imgcls_jax import atomic, cli
 from imgcls_jax.types import ConfigError, UserError
 
 SMOOTHING = 0.9  # of the exponential average of the loss
@@ -140,13 +139,11 @@ def run(config: ConfigDict, workdir: Path) -> RangeTest:
 
 def write(found: RangeTest, workdir: Path, title: str) -> None:
     """Writes W/lr_range.json and W/lr_range.png, atomically; losses that are not finite are null."""
-    workdir.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = dataclasses.asdict(found)
     for name in ("loss", "smoothed"):
         values[name] = [loss if math.isfinite(loss) else None for loss in values[name]]
-    temporary = workdir / "lr_range.json.tmp"
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, workdir / "lr_range.json")
+    with atomic.replacing(workdir / "lr_range.json") as path:
+        path.write_text(json.dumps(values, indent=2) + "\n")
     _plot(found, workdir / "lr_range.png", title)
 
 
@@ -167,9 +164,8 @@ def _plot(found: RangeTest, path: Path, title: str) -> None:
     axis.set_ylabel("training loss")
     axis.set_title(title, fontsize=10, parse_math=False)
     axis.legend(fontsize=8)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imgcls_jax import atomic
 from imgcls_jax.types import ConfigError, UserError
 
 Record = dict[str, Any]
@@ -98,11 +99,10 @@ class Partial:
     def finish(self, output: Path, columns: Sequence[str]) -> None:
         """Makes OUTPUT of the records, and removes this file."""
         self.close()
-        temporary = output.with_name(output.name + ".tmp")
-        FORMATS[output.suffix](self.records(), temporary, columns)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, output)
+        with atomic.replacing(output) as temporary:
+            FORMATS[output.suffix](self.records(), temporary, columns)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         self.path.unlink()
 
     def close(self) -> None:

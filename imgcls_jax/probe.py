@@ -12,7 +12,6 @@ Each row is written to W/eval/probe_<features>_<method>_<train split>[_<n>shot]_
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags
 
-from imgcls_jax import cli
+from imgcls_jax import atomic, cli
 from imgcls_jax import config as config_lib
 from imgcls_jax.types import ConfigError, Spec, check_choice
 
@@ -303,10 +302,8 @@ def _row(result: dict[str, Any]) -> tuple[str, str]:
 def _write(path: Path, result: dict[str, Any]) -> None:
     from imgcls_jax import evaluate
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(evaluate.to_json(result))
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        temporary.write_text(evaluate.to_json(result))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from imgcls_jax import atomic, trees
 from imgcls_jax import config as config_lib
-from imgcls_jax import trees
 from imgcls_jax.types import PyTree, UserError
 
 TABLE = "table.jsonl"
@@ -196,12 +196,11 @@ class Index:
         faiss().write_index(self._vectors, str(folder / name))
         _sync(folder / name)
         head = {"format": _FORMAT, "version": self._version, "vectors": name, "images": len(self)}
-        temporary = folder / f"{TABLE}.tmp"
-        with temporary.open("w", encoding="ascii") as file:
-            file.write(json.dumps(head | dataclasses.asdict(self.model)) + "\n")
-            file.writelines(json.dumps(image) + "\n" for image in self.images)
-        _sync(temporary)
-        os.replace(temporary, folder / TABLE)
+        with atomic.replacing(folder / TABLE) as temporary:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(json.dumps(head | dataclasses.asdict(self.model)) + "\n")
+                file.writelines(json.dumps(image) + "\n" for image in self.images)
+            _sync(temporary)
         for old in folder.glob("vectors-*.faiss"):
             if old.name != name:
                 old.unlink()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from imgcls_jax import atomic, models, pretrained
 from imgcls_jax import config as config_lib
-from imgcls_jax import models, pretrained
 from imgcls_jax.checkpoint import Checkpointer
 from imgcls_jax.models.variant import Preprocessing
 from imgcls_jax.state import TrainState
@@ -85,10 +84,8 @@ def claim(config: ConfigDict, workdir: Path) -> None:
                 "config it was started with."
             )
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(config_lib.to_json(config))
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            temporary.write_text(config_lib.to_json(config))
 
 
 def restore_variables(

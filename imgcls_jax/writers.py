@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from imgcls_jax import atomic
 from imgcls_jax.types import UserError
 
 Scalars = Mapping[str, float]
@@ -57,9 +57,8 @@ class Writer:
             return
         from tensorboardX import SummaryWriter
 
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events))
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events))
         self._file = path.open("a")
         purge = start_step + 1 if start_step else None
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "imgcls_jax"
 # From the ground up. A package (models, augment, data) counts as one module, but for a program in it that makes a run.
 FLOORS = [
     {"__init__", "types"},
-    {"config", "dispatch", "environment", "platform", "preemption", "rng", "trees"},
+    {"atomic", "config", "dispatch", "environment", "platform", "preemption", "rng", "trees"},
     {"cli"},
     {
         "augment",

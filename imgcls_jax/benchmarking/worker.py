@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imgcls_jax import atomic
 from imgcls_jax.benchmarking.rows import OUT_OF_MEMORY
 from imgcls_jax.types import UserError
 
@@ -112,9 +113,8 @@ def main(argv: Sequence[str]) -> int:
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         result = {"error": OUT_OF_MEMORY if out_of_memory(error) else f"{type(error).__name__}: {lines[0]}"}
-    temporary = Path(argv[1]).with_suffix(".tmp")
-    temporary.write_text(json.dumps(result))
-    os.replace(temporary, argv[1])
+    with atomic.replacing(Path(argv[1])) as path:
+        path.write_text(json.dumps(result))
     return 0
 
 

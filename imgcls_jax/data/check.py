@@ -28,7 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from imgcls_jax import cli, writers
+from imgcls_jax import atomic, cli, writers
 from imgcls_jax.data import decode, sources
 from imgcls_jax.data.pipeline import printable
 from imgcls_jax.data.sources import Source
@@ -226,10 +226,8 @@ def table(report: dict[str, Any]) -> str:
 
 def write(report: dict[str, Any], path: Path) -> None:
     """Writes the report as JSON, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

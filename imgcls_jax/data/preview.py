@@ -9,14 +9,13 @@ shares), and how many records each class has.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imgcls_jax import cli
+from imgcls_jax import atomic, cli
 from imgcls_jax.data import decode
 from imgcls_jax.data.sources import Source
 from imgcls_jax.types import Spec
@@ -117,10 +116,8 @@ def write(run: Run, path: Path) -> None:
         _show(axes.flat[2 * i + 1], pair.shown, pair.shown_text)
     source, _ = build.open_train(run.config, run.open_split)
     _histogram(bottom, source.labels(), run.spec)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary)
-    os.replace(temporary, path)
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def stored(source: Source, index: int, least: tuple[int, int] | None = None) -> np.ndarray:

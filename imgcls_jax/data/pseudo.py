@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imgcls_jax import atomic
 from imgcls_jax.data import files, inputs, views
 from imgcls_jax.data.arrays import ArraySource
 from imgcls_jax.data.order import generator
@@ -63,12 +64,9 @@ class PseudoLabels:
 
     def write(self, folder: Path) -> Path:
         """Writes the file into a folder, atomically; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.file_name()
-        temporary = path.with_name("pseudo_labels.tmp")
-        with temporary.open("wb") as file:
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **self.arrays())
-        os.replace(temporary, path)
         return path
 
 

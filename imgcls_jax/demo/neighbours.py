@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from imgcls_jax import build, dispatch, writers
+from imgcls_jax import atomic, build, dispatch, writers
 from imgcls_jax.data import preview, views
 from imgcls_jax.data.sources import Source
 from imgcls_jax.report import pictures
@@ -144,11 +143,8 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray] | None:
 
 
 def _keep(path: Path, key: str, arrays: dict[str, np.ndarray], progress: writers.Progress) -> None:
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(key), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
     except OSError as error:  # a work directory of someone else's can be tried all the same
         progress.line(f"They are not kept for the next time: {path} cannot be written ({error.strerror}).")

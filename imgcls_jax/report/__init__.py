@@ -8,12 +8,12 @@ place.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgcls_jax import atomic
 from imgcls_jax.types import UserError
 
 if TYPE_CHECKING:
@@ -60,11 +60,8 @@ def write(workdirs: Sequence[Path], output: Path, *, at_hand: Mapping[Path, AtHa
 
 def save(text: str, output: Path) -> None:
     """Writes a page, atomically."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    # Names of classes and files may be bytes that are no text.
-    temporary.write_bytes(text.encode(errors="replace"))
-    os.replace(temporary, output)
+    with atomic.replacing(output) as path:
+        path.write_bytes(text.encode(errors="replace"))  # names of classes and files may be bytes that are no text
 
 
 def render(template: str, **values: Any) -> str:
