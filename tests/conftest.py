@@ -15,10 +15,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # What our programs ask for (platform.restart_with_huge_pages), so that those which tests start need not start twice.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
+# Two fifths of the CPU time of tests went into optimising programs that run for milliseconds. Programs that tests start
+# are compiled as users' are.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()  # has read the flags, once for this process
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
 
 
 @pytest.fixture(scope="session")
