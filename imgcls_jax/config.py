@@ -57,7 +57,8 @@ def base() -> ConfigDict:
     m.mlp_dim = placeholder(int)  # ViT: hidden features of the MLP
     m.pool = placeholder(str)  # ViT: cls | gap | map
     m.pos_embed = placeholder(str)  # ViT: learned | sincos2d
-    m.stem = placeholder(str)  # ResNet: imagenet (7x7 stride 2, max pool) | half (3x3 stride 2) | small (3x3 stride 1)
+    # ResNet: imagenet (7x7 stride 2, max pool) | space_to_depth (the same for TPUs) | half (3x3 stride 2) | small (3x3)
+    m.stem = placeholder(str)
     m.stage_sizes = placeholder(tuple)  # ResNet, ConvNeXt: blocks per stage
     m.block_sizes = placeholder(tuple)  # DenseNet: layers per block
     m.se_ratio = placeholder(float)  # ResNet: squeeze-and-excitation width relative to the block's; 0: none

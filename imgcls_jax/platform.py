@@ -1,4 +1,4 @@
-"""What a program does once, before JAX touches a device: huge pages, the compilation cache, joining other processes."""
+"""What a program does once, before JAX touches a device: huge pages, XLA's flags, the compilation cache, processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ _MIN_COMPILE_SECONDS = 0.2
 
 # The malloc of glibc 2.35 and later asks the kernel for huge pages if this is in the environment of a new process.
 _TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+
+# What XLA is asked for, beyond its defaults, where several devices compute. An unknown flag ends the process, and flags
+# come and go with versions of XLA: few are worth it.
+# - GPU: computation between the start and the end of a collective (docs.jax.dev, "GPU performance tips"; the one flag
+#   that NVIDIA's JAX images set). Left out: double-buffered loops and pipelined all-reduces, for what they copy is the
+#   body of a loop, which may be a whole step, and the latter's flag has a new name after jaxlib 0.10; and what
+#   jaxlib 0.10 does unasked (asynchronous collectives, pipelined reduce-scatter, Triton's matrix products).
+GPU_FLAGS = ("--xla_gpu_enable_latency_hiding_scheduler=true",)
+# - TPU: all-reduces, which data parallelism consists of, run during fused computation (openxla.org, "XLA Flags
+#   Guidance"). The latency hiding scheduler and the same for all-gathers are libtpu's defaults.
+TPU_FLAGS = ("--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true",)
 
 
 def restart_with_huge_pages() -> None:
@@ -50,12 +61,15 @@ def initialize() -> None:
     Compiled programs are kept between runs, in JAX_COMPILATION_CACHE_DIR if that is set (empty: not at all), else in
     imgcls_jax/xla under XDG_CACHE_HOME or ~/.cache. It is safe to delete at any time.
 
+    XLA gets flags for several GPUs, or for TPUs (see `xla_flags`).
+
     In a run of several processes (see `cluster_arguments`) this waits until all of them are there.
     """
     import jax
 
     _use_compilation_cache()
     arguments = cluster_arguments(os.environ)
+    os.environ.update(xla_flags(os.environ))  # read when the first device is asked for
     if arguments is not None:
         jax.distributed.initialize(**arguments)
 
@@ -74,6 +88,53 @@ def peak_memory() -> tuple[int, str]:
         return max(peaks), "device"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
+
+
+def xla_flags(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the environment that make XLA overlap communication and computation: XLA_FLAGS, LIBTPU_INIT_ARGS.
+
+    GPU_FLAGS where there are several NVIDIA GPUs, in this process or in others of its run, TPU_FLAGS where there are
+    TPUs, none elsewhere. A flag that the user has set stays as it is, and so does an XLA_FLAGS that names a file.
+    IMGCLS_JAX_XLA_FLAGS=0 turns all of them off.
+    """
+    if environment.get("IMGCLS_JAX_XLA_FLAGS") == "0":
+        return {}
+    found = {}
+    gpus = _gpus(environment)
+    if gpus > 1 or (gpus and cluster_arguments(environment) is not None):
+        found["XLA_FLAGS"] = _added(environment.get("XLA_FLAGS", ""), GPU_FLAGS)
+    if _may_use(environment, ("tpu",), ("libtpu",)) and _tpu_chips():
+        found["LIBTPU_INIT_ARGS"] = _added(environment.get("LIBTPU_INIT_ARGS", ""), TPU_FLAGS)
+    return found
+
+
+def _added(given: str, flags: tuple[str, ...]) -> str:
+    if given.strip() and not given.lstrip().startswith("-"):
+        return given  # the name of a file of flags
+    names = {flag.partition("=")[0] for flag in given.split()}
+    return " ".join([given, *(flag for flag in flags if flag.partition("=")[0] not in names)]).strip()
+
+
+def _gpus(environment: Mapping[str, str]) -> int:
+    """How many NVIDIA GPUs JAX will use in this process, as far as one can tell without starting them."""
+    if not _may_use(environment, ("cuda", "gpu"), ("jax_cuda13_plugin", "jax_cuda12_plugin")):
+        return 0
+    there = len(glob.glob("/dev/nvidia[0-9]*"))
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return there
+    return min(there, sum(gpu.strip() not in ("", "-1") for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",")))
+
+
+def _may_use(environment: Mapping[str, str], platforms: tuple[str, ...], packages: tuple[str, ...]) -> bool:
+    """Whether one of the packages is installed and JAX_PLATFORMS leaves JAX free to use one of the platforms."""
+    wanted = environment.get("JAX_PLATFORMS", "")
+    if wanted and not set(platforms) & set(wanted.split(",")):
+        return False
+    return any(importlib.util.find_spec(package) for package in packages)
+
+
+def _tpu_chips() -> int:
+    return len(glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*"))
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -126,16 +187,14 @@ def _may_be_tpu_slice(environment: Mapping[str, str]) -> bool:
     GKE names the hosts in the environment. A plain TPU VM does not, so whoever has TPU chips and may ask the metadata
     server lets JAX ask it: on a single host the answer is one process, which does no harm.
     """
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if (platforms and "tpu" not in platforms) or importlib.util.find_spec("libtpu") is None:
+    if not _may_use(environment, ("tpu",), ("libtpu",)):
         return False
     if int(environment.get("MEGASCALE_NUM_SLICES", "1")) > 1:
         return True
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts:
         return "," in hosts
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and "TPU_SKIP_MDS_QUERY" not in environment
+    return _tpu_chips() > 0 and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def _use_compilation_cache() -> None:

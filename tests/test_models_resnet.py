@@ -12,7 +12,7 @@ from test_zoo import FAST_TO_COMPILE, paths, quick_variables, shapes_of
 from zoo import COUNTS
 
 from imgcls_jax import models, pretrained
-from imgcls_jax.models import legacy_senet
+from imgcls_jax.models import layers, legacy_senet, resnet
 from imgcls_jax.pretrained import convert
 from imgcls_jax.types import ConfigError
 
@@ -240,3 +240,37 @@ def test_what_a_user_gets_wrong_is_one_sentence(name, overrides, message):
     with pytest.raises(ConfigError) as error:
         shapes_of(models.build(name, num_classes=5, **overrides), jnp.zeros((1, 32, 32, 3)))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(17, 14, 3), (12, 9, 1)])
+def test_the_stem_for_tpus_is_the_plain_one_to_rounding(shape):
+    """Output, and the gradients by kernel and images of a random function of it."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((2, *shape), np.float32)
+    variables = {"params": {"kernel": rng.standard_normal((7, 7, shape[-1], 8), np.float32)}}
+    weights = rng.standard_normal((2, -(-shape[0] // 2), -(-shape[1] // 2), 8), np.float32)
+
+    def found(conv):
+        def value(*args):
+            output = conv.apply(*args)
+            return jnp.sum(weights * output), output
+
+        function = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
+        (_, output), gradients = jax.jit(function, compiler_options=FAST_TO_COMPILE)(variables, images)
+        return output, *jax.tree.leaves(gradients)
+
+    for a, b in zip(found(resnet.SpaceToDepthConv(8)), found(layers.Conv(8, 7, stride=2)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resnet_with_the_stem_for_tpus_takes_the_weights_of_the_plain_one():
+    plain, other = (
+        models.build("resnet50", num_classes=5, stage_sizes=(1, 1), width=8, stem=stem)
+        for stem in ("imagenet", "space_to_depth")
+    )
+    variables = quick_variables(shapes_of(plain, IMAGES))
+    assert paths(shapes_of(other, IMAGES)) == paths(shapes_of(plain, IMAGES))
+    got, expected = (forward(model, variables, IMAGES)[0] for model in (other, plain))
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    text = jax.jit(lambda v: other.apply(v, IMAGES, train=False)).lower(variables).as_text()
+    assert "(tensor<4x9x8x12xf32>, tensor<4x4x12x8xf32>) -> tensor<4x9x8x8xf32>" in text

@@ -1,3 +1,4 @@
+import fnmatch
 import os
 import pathlib
 import subprocess
@@ -11,11 +12,11 @@ from imgcls_jax.types import ConfigError
 EXPLICIT = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
 
-def python(code, **environment):
+def python(code, *arguments, **environment):
     """Runs code in a fresh process, warnings being errors; a None in environment unsets a variable."""
     merged = {**os.environ, **environment}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", code, *arguments],
         env={name: value for name, value in merged.items() if value is not None},
         capture_output=True,
         text=True,
@@ -76,6 +77,98 @@ def test_tpu_slices(monkeypatch, environment, chips, several):
 def test_half_a_description_is_refused(change):
     with pytest.raises(ConfigError, match="need JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
         platform.cluster_arguments({**EXPLICIT, **change})
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Says which device files there are, and that all packages are installed."""
+
+    def have(*files):
+        monkeypatch.setattr(platform.importlib.util, "find_spec", lambda name: name)
+        monkeypatch.setattr(platform.glob, "glob", lambda pattern: fnmatch.filter(files, pattern))
+
+    return have
+
+
+GPUS = ("/dev/nvidia0", "/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm")
+HIDE = "--xla_gpu_enable_latency_hiding_scheduler"
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "variables"),
+    [
+        ((), {}, set()),
+        (GPUS, {}, {"XLA_FLAGS"}),
+        (GPUS, {"JAX_PLATFORMS": "cuda,cpu"}, {"XLA_FLAGS"}),
+        (GPUS, {"JAX_PLATFORMS": "cpu"}, set()),
+        (GPUS, {"CUDA_VISIBLE_DEVICES": "1"}, set()),
+        (GPUS, {"CUDA_VISIBLE_DEVICES": "0,-1"}, set()),
+        (GPUS, {"CUDA_VISIBLE_DEVICES": ""}, set()),
+        (GPUS, {"CUDA_VISIBLE_DEVICES": "0,1"}, {"XLA_FLAGS"}),
+        (GPUS, {"IMGCLS_JAX_XLA_FLAGS": "0"}, set()),
+        (GPUS[1:], {}, set()),  # one GPU has nobody to wait for
+        (GPUS[1:], EXPLICIT, {"XLA_FLAGS"}),  # but for other processes
+        (("/dev/accel0",), {"TPU_SKIP_MDS_QUERY": "1"}, {"LIBTPU_INIT_ARGS"}),
+        (("/dev/vfio/0", "/dev/vfio/vfio"), {"TPU_SKIP_MDS_QUERY": "1"}, {"LIBTPU_INIT_ARGS"}),
+        (("/dev/vfio/vfio",), {}, set()),
+        (("/dev/accel0",), {"JAX_PLATFORMS": "cpu"}, set()),
+    ],
+)
+def test_xla_flags_are_for_what_is_there(machine, files, environment, variables):
+    machine(*files)
+    assert set(platform.xla_flags(environment)) == variables
+
+
+@pytest.mark.parametrize(
+    ("given", "result"),
+    [
+        (None, f"{HIDE}=true"),
+        ("", f"{HIDE}=true"),
+        ("--xla_dump_to=/x", f"--xla_dump_to=/x {HIDE}=true"),
+        (f"{HIDE}=false --xla_dump_to=/x", f"{HIDE}=false --xla_dump_to=/x"),
+        (HIDE, HIDE),
+        (f"{HIDE}_x=1", f"{HIDE}_x=1 {HIDE}=true"),
+        ("/a/file/of/flags", "/a/file/of/flags"),
+    ],
+)
+def test_what_the_user_set_wins_flag_by_flag(machine, given, result):
+    machine(*GPUS)
+    assert platform.xla_flags({} if given is None else {"XLA_FLAGS": given}) == {"XLA_FLAGS": result}
+
+
+def test_without_packages_for_accelerators_their_devices_do_not_count(monkeypatch):
+    monkeypatch.setattr(platform.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(platform.glob, "glob", lambda pattern: ["one", "two"])
+    assert platform.xla_flags({}) == {}
+
+
+START_XLA = """
+import hashlib, os, sys
+from imgcls_jax import platform
+platform._gpus = lambda environment: int(sys.argv[1])
+platform.initialize()
+import jax
+jax.numpy.ones(2) + 1  # a flag that XLA does not know would end the process here
+import jax.extend
+options = jax.extend.backend.get_compile_options(num_replicas=1, num_partitions=1)
+print(hashlib.sha1(options.SerializeAsString()).hexdigest(), os.environ.get("XLA_FLAGS"))
+"""
+
+
+def test_xla_knows_the_gpus_flags_takes_them_in_time_and_has_none_of_them_by_default():
+    default = start_xla(1, XLA_FLAGS=None)
+    assert default[1] == "None"
+    for flag in platform.GPU_FLAGS:
+        assert start_xla(1, XLA_FLAGS=flag)[0] != default[0]
+    ours, flags = start_xla(2, XLA_FLAGS=None)
+    assert flags == " ".join(platform.GPU_FLAGS)
+    assert ours != default[0]
+    assert start_xla(2, XLA_FLAGS=f"{HIDE}=false")[0] == default[0]
+
+
+def start_xla(gpus, **environment):
+    """What XLA would compile with, as a digest, and XLA_FLAGS, where there are that many GPUs. It runs on the CPU."""
+    return python(START_XLA, str(gpus), **environment).stdout.strip().split(maxsplit=1)
 
 
 COMPILE = """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -319,9 +320,40 @@ class Mlp(nn.Module):
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention of q [B,N,H,D/H] over k, v [B,M,H,D/H] -> [B,N,H,D/H], scaled by (D/H)**-0.5; float32 softmax.
 
-    The only place where an implementation (XLA's now; cuDNN's has to be asked for) is chosen.
+    The only place where an implementation is chosen: cuDNN's flash attention (arXiv:2307.08691), which keeps no scores
+    [B,H,N,M] in memory, in programs for NVIDIA GPUs where `_flash_pays` and `_flash_runs`; else XLA's.
     """
-    return jax.nn.dot_product_attention(q, k, v, implementation=None)
+    plain = partial(jax.nn.dot_product_attention, implementation="xla")
+    if _flash_pays(q, k) and _flash_runs():
+        # What is traced here may still be compiled for another platform: the choice is made when it is lowered.
+        flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return lax.platform_dependent(q, k, v, cuda=flash, default=plain)
+    return plain(q, k, v)
+
+
+def _flash_pays(q: jax.Array, k: jax.Array) -> bool:
+    """Whether cuDNN has kernels for these on all GPUs that it supports, and the scores are larger than q and k are.
+
+    Attention pooling, with its one query, is left to XLA for the second reason.
+    """
+    size = q.shape[-1]
+    takes = q.dtype in (jnp.bfloat16, jnp.float16) and size % 8 == 0 and size <= 128
+    return takes and min(q.shape[1], k.shape[1]) > size
+
+
+def _flash_runs() -> bool:
+    """Whether JAX computes on NVIDIA GPUs of compute capability 8.0 (Ampere) or more, which cuDNN's kernels need.
+
+    Under `jax.default_device` of a CPU it does not. That is how to trace a program to export: JAX (0.10) neither
+    lowers cuDNN's part for several platforms at once nor vouches for its name.
+    """
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    if platform not in ("gpu", "cuda"):
+        return False
+    # "9.0"; AMD's are called "gfx90a" and the like.
+    majors = [device.compute_capability.partition(".")[0] for device in jax.local_devices(backend="gpu")]
+    return all(major.isdecimal() and int(major) >= 8 for major in majors)
 
 
 def split_heads(parts: int, num_heads: int, head_dim: int, *, dtype: Any, name: str) -> Dense:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from imgcls_jax.models import layers
 from imgcls_jax.models.layers import conv_bn_act
@@ -70,6 +71,42 @@ class ResidualBlock(nn.Module):
         return conv_bn_act(x, out, 1, stride=self.stride, names=names, act=None, train=train, dtype=self.dtype)
 
 
+class SpaceToDepthConv(nn.Module):
+    """`layers.Conv` of 7x7 at stride 2, [B,H,W,C] -> [B,H/2,W/2,features] (rounded up), for TPUs.
+
+    Computed at stride 1, 4x4, from each 2x2 pixels as one place [B,H/2,W/2,4C], as MLPerf's submissions on TPUs do:
+    few channels leave most of a matrix unit idle. The parameter is the same, `kernel` [7,7,C,features], and so are the
+    values but for rounding.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", layers.he_fan_out, (7, 7, channels, self.features), jnp.float32)
+        # Output i reads pixels 2i - 3 to 2i + 3, with a row and a column of zeros before the kernel's own from 2i - 4:
+        # places i - 2 to i + 1.
+        kernel = _places(jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))), (0, 1))
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        return lax.conv_general_dilated(
+            _places(x, (1, 2)).astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1, 1),
+            padding=((2, 1), (2, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def _places(x: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Each 2x2 along two neighbouring axes as one place: the axis after them gets 4 times as long."""
+    a, b = axes
+    before, (height, width, channels), after = x.shape[:a], x.shape[a : b + 2], x.shape[b + 2 :]
+    x = x.reshape(*before, height // 2, 2, width // 2, 2, channels, *after)
+    return jnp.moveaxis(x, a + 1, b + 1).reshape(*before, height // 2, width // 2, 4 * channels, *after)
+
+
 class ResNet(nn.Module):
     """Stem, stages of residual blocks, each stage after the first at half the size and twice the width, mean, dense.
 
@@ -80,8 +117,8 @@ class ResNet(nn.Module):
       width: channels of the stem; a block of stage i puts out width * 2**i channels, a bottleneck four times as many.
       groups: of a bottleneck's 3x3 convolution.
       base_width: channels of each of these groups in the first stage where `width` is 64, in proportion elsewhere.
-      stem: "imagenet" (7x7 at stride 2, 3x3 max pool at stride 2), "half" (3x3 at stride 2, no pool) or "small" (3x3 at
-        stride 1, no pool).
+      stem: "imagenet" (7x7 at stride 2, 3x3 max pool at stride 2), "space_to_depth" (the same, with the same weights,
+        computed as a TPU likes it), "half" (3x3 at stride 2, no pool) or "small" (3x3 at stride 1, no pool).
       shortcut: where shapes differ, "conv" (1x1 and batch norm, option B of the paper) or "pad" (zeros for the new
         channels, option A: no parameters).
       se_ratio: inner width of squeeze-and-excitation relative to the block's output; 0 is none.
@@ -133,7 +170,7 @@ class ResNet(nn.Module):
 
     def _check(self) -> None:
         check_choice("block", self.block, EXPANSION)
-        check_choice("stem", self.stem, ("imagenet", "half", "small"))
+        check_choice("stem", self.stem, ("imagenet", "space_to_depth", "half", "small"))
         check_choice("shortcut", self.shortcut, ("conv", "pad"))
         if not self.stage_sizes or min(self.stage_sizes) < 1:
             raise ConfigError(f"stage_sizes is {self.stage_sizes}: it must hold at least one block for each stage")
@@ -141,9 +178,14 @@ class ResNet(nn.Module):
             raise ConfigError("groups and base_width are of bottlenecks: with block='basic' leave them at 1 and 64")
 
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
-        k, stride = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}[self.stem]
-        x = conv_bn_act(images, self.width, k, stride=stride, names=("conv1", "bn1"), train=train, dtype=self.dtype)
-        if self.stem == "imagenet":
+        common: dict[str, Any] = {"train": train, "dtype": self.dtype}
+        if self.stem == "space_to_depth":
+            x = SpaceToDepthConv(self.width, dtype=self.dtype, name="conv1")(images)
+            x = nn.relu(layers.batch_norm(x, name="bn1", **common))
+        else:
+            k, stride = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}[self.stem]
+            x = conv_bn_act(images, self.width, k, stride=stride, names=("conv1", "bn1"), **common)
+        if self.stem in ("imagenet", "space_to_depth"):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
         return x
 
