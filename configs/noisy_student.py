@@ -69,12 +69,14 @@ class Grey:
         c.data.train_split = "train[:1000]"
         c.model.update(name="resnet20", stage_sizes=(1, 1, 1), width=32, stem="half", shortcut="conv")
         c.batch_size, c.total_steps, c.log_every_steps = 64, 1500, 50
+        c.loss.label_smoothing = 0.1
         c.optimizer.update(name="muon", lr=0.01, weight_decay=0.02)
         c.schedule.update(name="linear", warmup_steps=50)
 
     @staticmethod
     def student(c, number):
         c.batch_size, c.total_steps, c.data.pseudo_ratio = 256, 800, 7.0
+        c.loss.label_smoothing = 0.0  # the teacher's answers are smooth
         c.augment.device = (*c.augment.device, "random_erasing(p=0.5)")
         c.model.drop_path = 0.1
 

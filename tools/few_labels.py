@@ -6,8 +6,9 @@ Seed s learns from the labels of train[1000s:1000(s+1)] alone; all methods of a 
 images of train without theirs. What stands after -- is for all runs. Each run has a work directory in OUT and is
 continued where it stopped. At its end the test split is evaluated, with the averaged weights if a run keeps some.
 
-The table gives the mean of top-1 over the seeds, and the mean of the differences from "supervised" with the same
-labels, each with the 95% interval of Student's t over the seeds; it is in OUT/few_labels.json too.
+The table gives the mean of top-1 over the seeds, and the mean of the differences from "supervised" and from "smoothed"
+(supervised with label smoothing) with the same labels, each with the 95% interval of Student's t over the seeds; it is in
+OUT/few_labels.json too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 LABELLED = 1000
-METHODS = ("supervised", "pseudo_labels", "noisy_student", "fixmatch", "mean_teacher")
+METHODS = ("supervised", "smoothed", "pseudo_labels", "noisy_student", "fixmatch", "mean_teacher")
 CONFIGS = {"noisy_student": "noisy_student", "pseudo_labels": "noisy_student", "mean_teacher": "mean_teacher"}
 
 
@@ -40,10 +41,18 @@ def command(method: str, seed: int, workdir: Path, more: Sequence[str]) -> list[
         f"--config.data.train_split=train[{first}:{last}]",
         f"--unlabelled={others}" if program == "self_train" else f"--config.data.unlabelled={others}",
     ]
-    if method == "supervised":
+    if method in ("supervised", "smoothed"):
         flags[-1:] = ["--config.objective.name=supervised", "--config.data.unlabelled="]
+    if method == "smoothed":  # what a sceptic would try first, and what the noisy student's first teacher is
+        flags += ["--config.loss.label_smoothing=0.1"]
     if method == "pseudo_labels":  # Lee 2013: hard labels of all images, once, and no noise
-        flags += ["--labels=hard", "--rounds=1", "--min_confidence=0", "--per_class=0"]
+        flags += [
+            "--config.loss.label_smoothing=0.0",
+            "--labels=hard",
+            "--rounds=1",
+            "--min_confidence=0",
+            "--per_class=0",
+        ]
         flags += ["--student.model.drop_path=0.0", "--student.augment.device=('pad_and_crop(2)', 'flip()')"]
     return [sys.executable, "-m", f"imgcls_jax.{program}", *flags, *more]
 
@@ -63,13 +72,15 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def table(found: dict[str, list[float]]) -> str:
     """In Markdown."""
-    lines = ["| method | test top-1 | by seed | more than supervised |", "| --- | --- | --- | --- |"]
+    against = [method for method in ("supervised", "smoothed") if method in found]
+    titles = ["method", "test top-1", "by seed", *(f"more than {method}" for method in against)]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for method, values in found.items():
-        mean, half = interval(values)
-        more, half_more = interval(np.subtract(values, found["supervised"]).tolist())
-        difference = "" if method == "supervised" else f"{more:+.4f} ± {half_more:.4f}"
-        by_seed = ", ".join(f"{value:.4f}" for value in values)
-        lines.append(f"| {method} | {mean:.4f} ± {half:.4f} | {by_seed} | {difference} |")
+        cells = [method, "{:.4f} ± {:.4f}".format(*interval(values)), ", ".join(f"{value:.4f}" for value in values)]
+        for other in against:
+            more = np.subtract(values, found[other]).tolist()
+            cells.append("" if method == other else "{:+.4f} ± {:.4f}".format(*interval(more)))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
