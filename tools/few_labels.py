@@ -7,8 +7,8 @@ images of train without theirs. What stands after -- is for all runs. Each run h
 continued where it stopped. At its end the test split is evaluated, with the averaged weights if a run keeps some.
 
 The table gives the mean of top-1 over the seeds, and the mean of the differences from "supervised" and from "smoothed"
-(supervised with label smoothing) with the same labels, each with the 95% interval of Student's t over the seeds; what it
-is made of is in OUT/few_labels.json too.
+(supervised with label smoothing) with the same labels, each with the 95% interval of Student's t over the seeds.
+OUT/few_labels.json has the figures of each seed.
 """
 
 from __future__ import annotations

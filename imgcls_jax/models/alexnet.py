@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import Layout, Variant
 
 # (place in the sequence, channels, kernel, stride, padding, whether a pool follows) of each convolution.
@@ -53,7 +54,7 @@ class AlexNet(nn.Module):
         for place, channels, kernel, stride, padding, pool in CONVOLUTIONS:
             x = nn.relu(conv(channels, kernel, stride=stride, padding=padding, name=f"features.{place}")(x))
             if pool:
-                x = nn.max_pool(layers.FeatureMap()(x), (3, 3), strides=(2, 2))
+                x = max_pool(layers.FeatureMap()(x), 3, 2)
         x = layers.flatten(layers.adaptive_avg_pool(x, 6, 6))
         for place in (1, 4):
             x = nn.Dropout(self.dropout)(x, deterministic=not train)

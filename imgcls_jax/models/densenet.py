@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import SMALL, Layout, Preprocessing, Variant
 from imgcls_jax.types import check_choice
 
@@ -96,7 +97,7 @@ class DenseNet(nn.Module):
             return conv(kernel_size=3, name="features.conv0")(images)
         x = conv(kernel_size=7, stride=2, name="features.conv0")(images)
         x = nn.relu(layers.batch_norm(x, name="features.norm0", train=train, dtype=self.dtype))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
+        return max_pool(x, 3, 2, ((1, 1), (1, 1)))
 
 
 LAYOUT = Layout(

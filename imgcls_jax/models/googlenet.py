@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import Layout, Preprocessing, Variant
 
 # Table 1 of the paper: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj of each inception, by stage.
@@ -46,8 +47,8 @@ def _max_pool(x: jax.Array, window: int) -> jax.Array:
 
     (One less for windows of 3 at odd sides, where the last fits exactly: torch's ceil_mode.)
     """
-    padding = [(0, (window - side) % 2) for side in x.shape[1:3]]
-    return nn.max_pool(x, (window, window), strides=(2, 2), padding=padding)
+    height, width = ((0, (window - side) % 2) for side in x.shape[1:3])
+    return max_pool(x, window, 2, (height, width))
 
 
 class Inception(nn.Module):
@@ -68,7 +69,7 @@ class Inception(nn.Module):
                 conv(x, one, 1, name="branch1"),
                 conv(conv(x, reduce3, 1, name="branch2.0"), three, 3, name="branch2.1"),
                 conv(conv(x, reduce5, 1, name="branch3.0"), five, 3, name="branch3.1"),
-                conv(nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1))), pool, 1, name="branch4.1"),
+                conv(max_pool(x, 3, 1, ((1, 1), (1, 1))), pool, 1, name="branch4.1"),
             ],
             axis=-1,
         )

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from imgcls_jax.models import layers
 from imgcls_jax.models.layers import conv_bn_act
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import Layout, Variant
 from imgcls_jax.types import ConfigError
 
@@ -97,7 +98,7 @@ def _pool(x: jax.Array) -> jax.Array:
     for size in x.shape[1:3]:
         windows = max(-(-(size - 3) // 2), 0) + 1
         pads.append((0, max((windows - 1) * 2 + 3 - size, 0)))
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=pads)  # pads with -inf
+    return max_pool(x, 3, 2, (pads[0], pads[1]))
 
 
 VARIANTS = {

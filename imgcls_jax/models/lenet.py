@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import Layout, Preprocessing, Variant
 
 FIELD = 32  # pixels: the paper centres its 28x28 digits in a 32x32 field
@@ -38,7 +39,9 @@ class LeNet5(nn.Module):
         """Images [B,H,W,C] float -> logits [B,K] float32; features [B,84] if num_classes is 0."""
         del train  # nothing here differs
         act = nn.relu if self.modern else jnp.tanh
-        pool = functools.partial(nn.max_pool if self.modern else nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
+        pool = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
+        if self.modern:
+            pool = functools.partial(max_pool, window=2, stride=2)
         init = nn.initializers.he_normal() if self.modern else nn.initializers.lecun_normal()
         conv = functools.partial(
             layers.Conv, kernel_size=5, padding=0, use_bias=True, kernel_init=init, dtype=self.dtype

@@ -16,6 +16,7 @@ from jax import lax
 
 from imgcls_jax.models import layers
 from imgcls_jax.models.layers import conv_bn_act
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import SMALL, Layout, Preprocessing, Variant
 from imgcls_jax.types import ConfigError, check_choice
 
@@ -186,7 +187,7 @@ class ResNet(nn.Module):
             k, stride = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}[self.stem]
             x = conv_bn_act(images, self.width, k, stride=stride, names=("conv1", "bn1"), **common)
         if self.stem in ("imagenet", "space_to_depth"):
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pads with -inf, as torch
+            x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
         return x
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import HALF, Layout, Preprocessing, Variant
 from imgcls_jax.types import ConfigError
 
@@ -85,7 +86,7 @@ class ResNetV2(nn.Module):
             raise ConfigError(f"width is {self.width}: group norm needs a multiple of {GROUPS}")
         x = StdConv(self.width, 7, stride=2, dtype=self.dtype, name="stem.conv")(images)
         # Zeros and not -inf around it, as in the original: there is no ReLU before it, so they can be the maximum.
-        x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), strides=(2, 2))
+        x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         rates = iter(layers.drop_path_rates(self.drop_path, sum(self.stage_sizes)))
         for stage, size in enumerate(self.stage_sizes):
             for i in range(size):

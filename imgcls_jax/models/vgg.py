@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imgcls_jax.models import layers
+from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import Layout, Variant
 
 WIDTHS = (64, 128, 256, 512, 512)  # channels of the stages
@@ -52,7 +53,7 @@ class VGG(nn.Module):
                     x = layers.batch_norm(x, name=f"features.{place + 1}", train=train, dtype=self.dtype)
                 x = nn.relu(x)
                 place += 3 if self.batch_norm else 2
-            x = nn.max_pool(layers.FeatureMap()(x), (2, 2), strides=(2, 2))
+            x = max_pool(layers.FeatureMap()(x), 2, 2)
             place += 1
         x = layers.flatten(layers.adaptive_avg_pool(x, 7, 7))
         init = nn.initializers.normal(0.01)
