@@ -67,9 +67,9 @@ def _turns(parts: list[jax.Array], axis: int, stride: int, size: int, before: in
     length, zero = -(-size // stride), jnp.zeros((), parts[0].dtype)
     found = []
     for remainder in range(stride):
-        window, place = divmod(remainder + before, stride)
+        skipped, place = divmod(remainder + before, stride)
         total = jnp.zeros((*parts[0].shape[:axis], length, *parts[0].shape[axis + 1 :]), zero.dtype)
-        for shift, part in enumerate(parts[place::stride], -window):
+        for shift, part in enumerate(parts[place::stride], -skipped):
             pads = [(0, 0, 0)] * part.ndim
             pads[axis] = (shift, length - part.shape[axis] - shift, 0)
             total = total + jax.lax.pad(part, zero, pads)
