@@ -1,9 +1,9 @@
 """Distillation on Fashion-MNIST: LeNet-5 alone, and taught by a teacher in every way that `objective.distill` knows.
 
-    python benchmarks/distillation.py --teacher=W --output=FOLDER [--seeds=3] [--epochs=6] [--temperatures=1,2,4,8]
+    python benchmarks/distillation.py --teacher=W --output=FOLDER [--seeds=3] [--epochs=100] [--temperatures=1,2,4,8]
 
-W is the work directory of a run of configs/resnet.py:fashion_mnist. All students have the same 10,000 labelled images
-(--labelled), steps and recipe, configs/lenet.py; "semi" sees as many of the other 50,000 (--unlabelled) a step besides,
+W is the work directory of a run of configs/resnet.py:fashion_mnist. All students have the same 1,000 labelled images
+(--labelled), steps and recipe, configs/lenet.py; "semi" sees as many of the other 59,000 (--unlabelled) a step besides,
 "unlabelled" no label at all. Each student is a work directory in FOLDER: the same command again goes on where it was
 stopped. At the end it prints a Markdown table and writes FOLDER/distillation.json.
 
@@ -43,10 +43,10 @@ def main() -> int:
     parser.add_argument("--teacher", required=True, help="work directory of the teacher's run")
     parser.add_argument("--output", type=Path, required=True, help="folder of the students' work directories")
     parser.add_argument("--data", default="fashion_mnist", help="the DATA of configs/distill.py")
-    parser.add_argument("--labelled", default="train[:10000]", help="split with labels")
-    parser.add_argument("--unlabelled", default="train[10000:]", help="split without, for the kind semi")
+    parser.add_argument("--labelled", default="train[:1000]", help="split with labels")
+    parser.add_argument("--unlabelled", default="train[1000:]", help="split without, for the kind semi")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind")
-    parser.add_argument("--epochs", type=float, default=6.0, help="passes over the labelled images")
+    parser.add_argument("--epochs", type=float, default=100.0, help="passes over the labelled images")
     parser.add_argument("--temperatures", default="1,2,4,8", help="of the kinds that have one")
     parser.add_argument("--kinds", default=",".join(KINDS), help="with alone among them")
     args = parser.parse_args()
