@@ -3,7 +3,7 @@
 | DATA | labelled, unlabelled | model | recipe | cost | test top-1 |
 | --- | --- | --- | --- | --- | --- |
 | digits | 100, all 1,437 | ResNet of 3 blocks | SGD, 600 steps | 1 minute, 2 CPU cores; not yet measured | |
-| fashion_mnist, mnist | 1,000, 59,000 | ResNet, 3 blocks | Muon, 1,500 steps | 6 minutes of one CPU core | 0.834, README |
+| fashion_mnist, mnist | 1,000, 59,000 | ResNet, 3 blocks | Muon, 1,500 steps | 6 minutes, 1 CPU core | 0.834, README |
 | cifar10, cifar100 | 4,000, 10,000; all 50,000 | ResNet-18 | SGD, 100,000 steps | GPU; not yet measured | |
 | imagenet2012 | a tenth, all | ResNet-50 | SGD, 75,000 steps | GPU or TPU, unmeasured | |
 | folder:PATH | train, --config.data.unlabelled=files:FOLDER | ResNet-50 | SGD, 100 epochs | GPU | |
