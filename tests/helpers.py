@@ -53,9 +53,16 @@ def tiny_flags(workdir: Path, **overrides) -> list[str]:
     return flags + [f"--config.{key}={value}" for key, value in {**TINY, **overrides}.items()]
 
 
-def start_main(flags: Sequence[str], *, devices: int = 1, module: str = "imgcls_jax.main") -> subprocess.Popen:
-    """Starts `python -m imgcls_jax.main` with a number of CPU devices; output in one pipe."""
+def start_main(
+    flags: Sequence[str], *, devices: int = 1, module: str = "imgcls_jax.main", like_this_process: bool = False
+) -> subprocess.Popen:
+    """Starts `python -m imgcls_jax.main` with a number of CPU devices; output in one pipe.
+
+    It is compiled as users' programs are, or like what tests compile in this process, to be equal to it to the bit.
+    """
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    if like_this_process:
+        env["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # as in conftest.py
     return subprocess.Popen(
         [sys.executable, "-m", module, *flags], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

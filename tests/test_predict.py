@@ -106,7 +106,7 @@ def test_a_run_that_is_killed_is_continued_to_the_same_bytes(run, thousand, tmp_
     os.mkfifo(late)  # which is never written to: the run waits here
     output, partial = tmp_path / "preds.jsonl", tmp_path / "preds.jsonl.partial"
     flags = [str(folder), f"--output={output}", "--batch_size=64"]
-    process = start_main([f"--workdir={run}", *flags], devices=8, module="imgcls_jax.predict")
+    process = start_main([f"--workdir={run}", *flags], devices=8, module="imgcls_jax.predict", like_this_process=True)
     give_up = time.monotonic() + 120
     while not partial.exists() or partial.read_bytes().count(b"\n") < 1 + 9 * 64:
         assert process.poll() is None and time.monotonic() < give_up, process.communicate()[0]
