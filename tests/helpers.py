@@ -75,6 +75,14 @@ def run_main(flags: Sequence[str], *, devices: int = 1, module: str = "imgcls_ja
     return process.returncode, output
 
 
+def on_one_device(module: str, call: str) -> None:
+    """Calls a function of a test's module in another process, which has one device: for states too large for eight."""
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    code = f"import {module}; {module}.{call}"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+
+
 def losses(workdir: Path) -> dict[int, float]:
     """The training loss by step from metrics.jsonl, which must hold each step once."""
     events = [e for e in writers.read_jsonl(workdir / "metrics.jsonl") if "train/loss" in e]

@@ -1,12 +1,8 @@
 """debug.overfit_batch: one batch for ever, which every family of the zoo learns by heart."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from helpers import ROOT, tiny_config
+from helpers import on_one_device, tiny_config
 
 from imgcls_jax import build, config, models
 from imgcls_jax.data.arrays import ArraySource
@@ -70,11 +66,7 @@ def test_a_batch_is_learnt_by_heart(family):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in QUICK])
 def test_every_family_learns_a_batch_by_heart(family):
-    """On one device, and so in another process: AlexNet's state eight times over would be 5 GB."""
-    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    code = f"import test_overfit; test_overfit.check({family!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
+    on_one_device("test_overfit", f"check({family!r})")
 
 
 def test_the_families_are_all_architectures_of_the_zoo():

@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, on_one_device
 
 from imgcls_jax import augment, build, optim, trees
 from imgcls_jax import config as config_lib
@@ -300,4 +300,4 @@ def test_two_steps_of_deit3_on_images_of_its_size():
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", PAPERS)
 def test_two_steps_on_images_of_the_right_size(spec):
-    check_two_steps(spec, dtype="float32")
+    on_one_device("test_recipes", f"check_two_steps({spec!r}, dtype='float32')")
