@@ -1,6 +1,6 @@
 """Distillation on Fashion-MNIST: LeNet-5 alone, and taught by a teacher in every way that `objective.distill` knows.
 
-    python benchmarks/distillation.py --teacher=W --output=FOLDER [--seeds=3] [--epochs=100] [--temperatures=1,2,4,8]
+    python benchmarks/distillation.py --teacher=W --output=FOLDER [--seeds=3] [--epochs=100] [--temperatures=1,2,4]
 
 W is the work directory of a run of configs/resnet.py:fashion_mnist. All students have the same 1,000 labelled images
 (--labelled), steps and recipe, configs/lenet.py; "semi" sees as many of the other 59,000 (--unlabelled) a step besides,
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--unlabelled", default="train[1000:]", help="split without, for the kind semi")
     parser.add_argument("--seeds", type=int, default=3, help="students of each kind")
     parser.add_argument("--epochs", type=float, default=100.0, help="passes over the labelled images")
-    parser.add_argument("--temperatures", default="1,2,4,8", help="of the kinds that have one")
+    parser.add_argument("--temperatures", default="1,2,4", help="of the kinds that have one")
     parser.add_argument("--kinds", default=",".join(KINDS), help="with alone among them")
     args = parser.parse_args()
     if "alone" not in args.kinds.split(",") or set(args.kinds.split(",")) - set(KINDS) or args.seeds < 2:
