@@ -2,7 +2,7 @@
 
 | DATA | student | teacher | recipe | cost | test top-1 |
 | --- | --- | --- | --- | --- | --- |
-| digits, mnist, fashion_mnist | LeNet-5 | configs/resnet.py:DATA | configs/lenet.py | 2 CPU cores | README: 1,000 labels |
+| digits, mnist, fashion_mnist | LeNet-5 | configs/resnet.py:DATA | configs/lenet.py | 2 CPU cores | see README |
 | cifar10, cifar100 | ResNet-20 | configs/resnet.py:DATA | configs/resnet.py | GPU; not yet measured | |
 | imagenet2012 | ResNet-50x1 (BiT) | such as resnetv2_50x3_bit | arXiv:2106.05237 | GPU or TPU, unmeasured | |
 | folder:PATH | ResNet-18 | any | configs/resnet.py | GPU | |
