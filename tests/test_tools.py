@@ -47,5 +47,10 @@ def test_the_table_of_few_labels_is_paired_by_seed(monkeypatch):
     # Differences 0.04, 0.05, 0.06: mean 0.05, s = 0.01, t(0.975, 2) = 4.3027.
     text = few_labels.table({"supervised": [0.70, 0.80, 0.75], "fixmatch": [0.74, 0.85, 0.81]})
     assert "| +0.0500 ± 0.0248 |" in text and text.count("\n") == 3
+    both = few_labels.table({"supervised": [0.5, 0.6], "smoothed": [0.6, 0.7], "fixmatch": [0.8, 0.9]})
+    assert both.splitlines()[-1].endswith("| +0.3000 ± 0.0000 | +0.2000 ± 0.0000 |")
+    supervised = few_labels.command("smoothed", 0, ROOT / "w", [])[-3:]
+    assert supervised[-2:] == ["--config.data.unlabelled=", "--config.loss.label_smoothing=0.1"]
+    assert supervised[0] == "--config.objective.name=supervised"
     flags = few_labels.command("pseudo_labels", 2, ROOT / "w", ["--config.total_steps=5"])
     assert "--unlabelled=train[:2000]+train[3000:]" in flags and "--config.data.train_split=train[2000:3000]" in flags
