@@ -51,7 +51,7 @@ const source = document.getElementById("curves");
 if (source) {
   const { runs, charts } = JSON.parse(source.textContent);
   const DASHES = ["", "7 4", "2 3", "9 3 2 3", "1 5"];
-  const LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 36;
+  const LEFT = 52, RIGHT = 24, TOP = 8, BOTTOM = 36;
   const hiddenRuns = new Set();
   const whole = document.getElementById("whole");
   let steps = null; // [first, last] of what is shown; null: all
