@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from imgcls_jax.models.convolution import Pads
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -18,7 +18,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from imgcls_jax.models.depthwise import Pads, depthwise
+from imgcls_jax.models.convolution import Pads, convolve
+from imgcls_jax.models.depthwise import depthwise
 from imgcls_jax.types import ConfigError
 
 Initializer = Callable[..., jax.Array]
@@ -77,14 +78,7 @@ class Conv(nn.Module):
         elif self.groups == x.shape[-1] == self.features and k > 1:
             x = depthwise(x, kernel, s, pads)
         else:
-            x = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(s, s),
-                padding=pads,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-            )
+            x = convolve(x, kernel, s, pads, self.groups)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             x = x + spread(bias, x.shape, self.dtype)
