@@ -65,8 +65,9 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_enum(
         "tta",
         None,
-        ["flip", "five_crop", "ten_crop"],
-        "mean over the image and its mirror image, over corners and centre, or over those and their mirror images",
+        ["flip", "flip_shift", "five_crop", "ten_crop"],
+        "mean over the image and its mirror image, those and both moved by a pixel, corners and centre, or those and "
+        "their mirror images; default: eval.tta",
         flag_values=values,
     )
     flags.DEFINE_list("average", [], "steps of checkpoints whose weights are averaged", flag_values=values)
@@ -232,7 +233,7 @@ def evaluate_run(config: config_lib.ConfigDict, workdir: Path, values: flags.Fla
         asked, found = len(found), anyof.labelled(found)
         about["num_without_labels"] = asked - len(found)
     result = evaluate.report(found, topk=config.eval.topk, temperature=temperature) | about
-    result |= {"step": step, "ema": values.ema, **how}
+    result |= {"step": step, "ema": values.ema, **evaluate.shown(config.eval.tta), **how}
     result["cost"] = costs
     name = evaluate.file_name(other.stem if other else split, ema=values.ema)
     name += "".join(f"_{values.tta if key == 'tta' else key}" for key in how)
@@ -257,7 +258,7 @@ def cost(
 
     Args:
       members: (config, run) of each model.
-      tta: what each was shown of an image.
+      tta: what each was shown of an image; None: what its config says.
       images_per_second: as `evaluate.Stopwatch` measured it; None: it was not.
 
     Returns:
@@ -269,7 +270,8 @@ def cost(
     from imgcls_jax.models import cost
 
     counts = [cost.count(run.model, build.image_shape(config)) for config, run in members]
-    macs = sum(macs for _, macs in counts) * (1 if tta is None else views.COUNTS[tta])
+    shown = [tta or config.eval.tta for config, _ in members]
+    macs = sum(macs * views.COUNTS.get(name, 1) for (_, macs), name in zip(counts, shown, strict=True))
     peak, peak_of = platform.peak_memory()
     return {
         "parameters": sum(parameters for parameters, _ in counts),

@@ -139,6 +139,11 @@ def report(found: Examples, *, topk: Sequence[int], temperature: float | None = 
     return multiclass.report(found, topk=topk, temperature=temperature)
 
 
+def shown(tta: str) -> dict[str, str]:
+    """What an evaluation's file says of eval.tta: nothing where the model was shown the image alone."""
+    return {"tta": tta} if tta else {}
+
+
 def file_name(split: str, *, ema: bool) -> str:
     """The name of a split's files in W/eval/, without their endings; "test[:10%]" is "test__10%_"."""
     name = re.sub(r"[^\w.+%-]", "_", split)

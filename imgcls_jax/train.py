@@ -121,6 +121,7 @@ class Loop:
             scalars |= {prefix + name: value for name, value in values.items()}
             if last and jax.process_index() == 0:
                 result = evaluate.report(examples, topk=self.config.eval.topk) | {"step": step, "ema": ema}
+                result |= evaluate.shown(self.config.eval.tta)
                 name = evaluate.file_name(split, ema=ema)
                 evaluate.write(self.workdir, name, examples, result, data=self.built.spec.name, split=split)
         self.writer.write(step, scalars)

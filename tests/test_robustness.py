@@ -305,6 +305,24 @@ def test_flipped_images_count_half(run, built):
     assert result["tta"] == "flip" and np.abs(both[0] - both[1]).max() > 0.1
 
 
+def test_flipped_and_moved_images_are_asked_for_by_the_config(run, built, tmp_path):
+    """eval.tta is what `main` evaluates by, and `eval` without --tta; a flag wins."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["eval"]["tta"] = "flip_shift"
+    (copy / "config.json").write_text(json.dumps(config))
+    images = arrays.digits("test").images
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    moved = [images, padded[:, 2:, 2:], padded[:, :-2, :-2]]
+    views = [softmax(logits(built, x)) for x in (*moved, *(x[:, :, ::-1] for x in moved))]
+    main(copy)
+    result = check_predictions(copy, "test", np.mean(views, axis=0))
+    assert result["tta"] == "flip_shift" and min(np.abs(views[0] - view).max() for view in views[1:]) > 0.1
+    main(copy, "--tta=flip")
+    other = check_predictions(copy, "test_flip", (views[0] + views[3]) / 2)
+    assert other["tta"] == "flip" and result["cost"]["gmacs"] == pytest.approx(3 * other["cost"]["gmacs"])
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_averaged_checkpoints(run, built, ema):
     main(run, "--average=60,20,40", *(["--ema"] if ema else []))

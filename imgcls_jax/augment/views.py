@@ -6,12 +6,23 @@ Each function takes images [B,S,S,C] and the size of what the model sees, and gi
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 
 def flip(images: jax.Array, size: int) -> tuple[jax.Array, ...]:
     """The images, of that size already, and their mirror images."""
     assert images.shape[1:3] == (size, size), (images.shape, size)
     return images, images[:, :, ::-1]
+
+
+def flip_shift(images: jax.Array, size: int) -> tuple[jax.Array, ...]:
+    """`flip`, and both moved by a pixel up and left and by one down and right, the border repeated.
+
+    The views of airbench (github.com/KellerJordan/cifar10-airbench, TTA level 2), all with the same weight.
+    """
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    moved = (images, padded[:, 2:, 2:], padded[:, :-2, :-2])
+    return tuple(view for each in moved for view in flip(each, size))
 
 
 def five_crop(images: jax.Array, size: int) -> tuple[jax.Array, ...]:
@@ -29,6 +40,6 @@ def ten_crop(images: jax.Array, size: int) -> tuple[jax.Array, ...]:
 
 
 # By the name that --tta takes.
-VIEWS = {"flip": flip, "five_crop": five_crop, "ten_crop": ten_crop}
+VIEWS = {"flip": flip, "flip_shift": flip_shift, "five_crop": five_crop, "ten_crop": ten_crop}
 CROPS = ("five_crop", "ten_crop")  # those that want larger images than the model sees
-COUNTS = {"flip": 2, "five_crop": 5, "ten_crop": 10}
+COUNTS = {"flip": 2, "flip_shift": 6, "five_crop": 5, "ten_crop": 10}

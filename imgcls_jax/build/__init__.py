@@ -25,7 +25,7 @@ from imgcls_jax.build.data import (
     read_once,
     train_batches,
 )
-from imgcls_jax.build.eval_step import with_eval_step
+from imgcls_jax.build.eval_step import build_eval_step, with_eval_step
 from imgcls_jax.build.learning import (
     DTYPES,
     MODEL_GROUP_OWN,
@@ -92,7 +92,6 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
         average=build_average(config, total_steps),
         groups=groups,
     )
-    eval_step = step_lib.make_eval_step(model=model, mean=config.data.mean, std=config.data.std, task=spec.task)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return Run(
         config=config,
@@ -120,7 +119,7 @@ def build(config: ConfigDict, spec: Spec | None = None, data: Mapping[str, Sourc
             out_shardings=(shardings, sharding.replicated(mesh)),
             donate_argnums=0,
         ),
-        eval_step=jax.jit(eval_step, out_shardings=sharding.replicated(mesh)),
+        eval_step=build_eval_step(config, model, spec.task, mesh),
     )
 
 
@@ -134,6 +133,7 @@ __all__ = [
     "build_augmentations",
     "build_average",
     "build_data",
+    "build_eval_step",
     "build_groups",
     "build_loss",
     "build_model",

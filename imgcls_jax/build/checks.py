@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imgcls_jax import augment, distill, evaluate, losses, models, optim, sharding
-from imgcls_jax.augment import device
+from imgcls_jax.augment import device, views
 from imgcls_jax.build.learning import DTYPES
 from imgcls_jax.data import inputs, pipeline, slices, sources
 from imgcls_jax.types import ConfigError, Spec, check_choice
@@ -230,6 +230,7 @@ def _metrics(config: ConfigDict, spec: Spec) -> None:
     """Raises ConfigError for a top-k or a best metric that cannot be."""
     if any(not isinstance(k, int) or k < 1 for k in config.eval.topk):
         raise ConfigError(f"eval.topk={config.eval.topk} must be whole numbers of at least 1, such as (1, 5).")
+    check_choice("eval.tta", config.eval.tta, ("", *(name for name in views.VIEWS if name not in views.CROPS)))
     if config.checkpoint.best_metric:
         larger_is_better = [m for m in evaluate.headlines(spec.task, config.eval.topk) if m not in ("nll", "ece")]
         averages = config.optimizer.ema_decay or config.optimizer.swa_start
