@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from imgcls_jax.models import convolution, layers
-from imgcls_jax.models.convolution import convolve, slices
+from imgcls_jax.models.convolution import convolve, product, slices
 
 
 def gradients(f, x, kernel, dy):
@@ -33,6 +33,17 @@ def test_it_equals_xla_with_both_gradients_exactly_on_small_integers(batch, k, s
     for mine, theirs in zip(found, expected, strict=True):
         assert np.abs(theirs).max() > 0
         np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 8), (8, 24), (8, 8)])
+def test_a_product_equals_the_plain_one_with_both_gradients_exactly_on_small_integers(inputs, outputs):
+    rng = np.random.default_rng(0)
+    whole = lambda *shape: jnp.asarray(rng.integers(-4, 5, shape), jnp.float32)  # noqa: E731
+    x, kernel, dy = whole(40, inputs), whole(inputs, outputs), whole(40, outputs)
+    found, expected = (jax.jit(functools.partial(gradients, f))(x, kernel, dy) for f in (product, jnp.matmul))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    text = jax.jit(functools.partial(gradients, product)).trace(x, kernel, dy).lower(lowering_platforms=("cpu",))
+    assert ("optimization_barrier" in text.as_text()) == (inputs > outputs)
 
 
 def test_slices_divide_the_batch_and_are_neither_small_nor_many():

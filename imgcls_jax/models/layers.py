@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from imgcls_jax.models.convolution import Pads, convolve
+from imgcls_jax.models.convolution import Pads, convolve, product
 from imgcls_jax.models.depthwise import depthwise
 from imgcls_jax.types import ConfigError
 
@@ -131,7 +131,7 @@ def _patches_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     h, w = height // k, width // k
     if k > 1:
         x = x.reshape(batch, h, k, w, k, channels).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(-1, k * k * channels) @ kernel.reshape(-1, features)
+    x = product(x.reshape(-1, k * k * channels), kernel.reshape(-1, features))
     return x.reshape(batch, h, w, features)
 
 
