@@ -1,7 +1,7 @@
 """Time to 94% on Fashion-MNIST: configs/speedrun.py beside a plain ResNet of its size in torch, and without its parts.
 
     python benchmarks/speedrun.py --output=F --torch_python=VENV/bin/python [--seeds=5] [--epochs=20]
-    python benchmarks/speedrun.py --output=F --ablations [--seeds=2]
+    python benchmarks/speedrun.py --output=F --ablations [--seeds=2] [--train_split='train[:50000]' ...]
 
 A run's time is that of the whole command, from its start to the end of its process: imports, reading, compilation
 with an empty cache, training, evaluation of all test images, checkpoint and report. Nothing but the data set is there
@@ -30,8 +30,19 @@ from turns import HERE
 
 CONFIG = f"{HERE.parent / 'configs/speedrun.py'}:fashion_mnist"
 TARGET = 0.94
-# What a row does without, or has besides: flags for the config.
-ABLATIONS: dict[str, tuple[str, ...]] = {}
+# What a row does without, or has in its place: flags for the config.
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "without views": ("--config.eval.tta=",),
+    "without crops": ("--config.augment.device=('flip()',)",),
+    "without mirror images": ("--config.augment.device=('pad_and_crop(1)',)",),
+    "without label smoothing": ("--config.loss.label_smoothing=0.0",),
+    "SGD for Muon": (
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.lr=0.2",
+        "--config.optimizer.weight_decay=5e-4",
+    ),
+    "batches of 128": ("--config.batch_size=128", "--config.optimizer.lr=0.007"),
+}
 
 
 def whole_run(folder: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def main() -> None:
         if args.torch_python and seed < (args.torch_seeds or args.seeds):
             run = torch_run(args.output / f"torch{args.epochs}-{seed}", seed, args, arrays(args.output))
             rows.setdefault(peer, []).append(run)
-            print(f"seed {seed}, {peer}: {({**run, 'epochs': ...})}", flush=True)
+            print(f"seed {seed}, {peer}: { ({**run, 'epochs': ...}) }", flush=True)
         turns.write_json(args.output / "speedrun.json", {**turns.machine(), "rows": rows})
     print("\n" + table(rows))
 

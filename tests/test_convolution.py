@@ -35,15 +35,28 @@ def test_it_equals_xla_with_both_gradients_exactly_on_small_integers(batch, k, s
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(24, 8), (8, 24), (8, 8)])
-def test_a_product_equals_the_plain_one_with_both_gradients_exactly_on_small_integers(inputs, outputs):
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "turned"),
+    [
+        ((24,), (8,), True),
+        ((8,), (24,), False),
+        ((8,), (3, 2, 4), False),
+        ((6, 4), (8,), True),
+        ((2, 3), (2, 3), False),
+    ],
+)
+def test_a_product_equals_the_plain_one_with_both_gradients_exactly_on_small_integers(inputs, outputs, turned):
     rng = np.random.default_rng(0)
     whole = lambda *shape: jnp.asarray(rng.integers(-4, 5, shape), jnp.float32)  # noqa: E731
-    x, kernel, dy = whole(40, inputs), whole(inputs, outputs), whole(40, outputs)
-    found, expected = (jax.jit(functools.partial(gradients, f))(x, kernel, dy) for f in (product, jnp.matmul))
+    x, kernel, dy = whole(5, 7, *inputs), whole(*inputs, *outputs), whole(5, 7, *outputs)
+    ours = functools.partial(product, contract=len(inputs))
+    plain = functools.partial(jnp.tensordot, axes=len(inputs))
+    found, expected = (jax.jit(functools.partial(gradients, f))(x, kernel, dy) for f in (ours, plain))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    text = jax.jit(functools.partial(gradients, product)).trace(x, kernel, dy).lower(lowering_platforms=("cpu",))
-    assert ("optimization_barrier" in text.as_text()) == (inputs > outputs)
+    traced = jax.jit(functools.partial(gradients, ours)).trace(x, kernel, dy)
+    for platform in ("cpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("optimization_barrier" in text) == (turned and platform == "cpu")
 
 
 def test_slices_divide_the_batch_and_are_neither_small_nor_many():

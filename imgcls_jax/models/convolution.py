@@ -1,18 +1,22 @@
-"""Convolution, and the matrix product that is one of 1x1; on a CPU the gradients of their kernels are taken otherwise.
+"""Convolution, and the product of a dense layer or a 1x1 convolution, their gradients taken otherwise on a CPU.
 
-XLA computes that gradient as a convolution whose window is the whole image and whose input channels are the batch. On a
-CPU this gets up to five times slower the more examples there are (3x3, 128 channels, 14x14 pixels, two cores: 256
-examples at 20 GFLOP/s, 16 at a time at 80 to 100, the other two passes at 165): it is taken over slices of the batch.
+XLA computes the gradient of a kernel as a convolution whose window is the whole image and whose input channels are the
+batch. On a CPU this gets up to five times slower the more examples there are (3x3, 128 channels, 14x14 pixels, two
+cores: 256 examples at 20 GFLOP/s, 16 at a time at 80 to 100, the other two passes at 165): it is taken over slices of
+the batch.
 
 A matrix product's is x^T dy; where it has more rows than columns the same as (dy^T x)^T is faster (6,272 examples, 512
-to 128 features: 124 against 87 GFLOP/s).
+to 128 features: 124 against 87 GFLOP/s). With several axes in or out, as attention's, XLA takes twice as long for it as
+for matrices.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -54,7 +58,7 @@ def _backward(
         count = slices(len(x))
         # Every count-th example, not count-ths of the batch: so each device has an equal share of every slice.
         x, dy = (a.reshape(-1, count, *a.shape[1:]) for a in (x, dy))
-        return functools.reduce(jax.numpy.add, (whole(x[:, i], dy[:, i]) for i in range(count)))
+        return functools.reduce(jnp.add, (whole(x[:, i], dy[:, i]) for i in range(count)))
 
     return dx, lax.platform_dependent(x, dy, cpu=sliced, default=whole)
 
@@ -62,23 +66,35 @@ def _backward(
 convolve.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [N,C] with kernel [C,F] -> [N,F]."""
-    return x @ kernel
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, contract: int = 1) -> jax.Array:
+    """The last `contract` axes of x [...,*C] with the first of kernel [*C,*F] -> [...,*F]."""
+    return jnp.tensordot(x, kernel, axes=contract)
 
 
-def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel), (x, kernel)
+def _product_forward(x: jax.Array, kernel: jax.Array, contract: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel, contract), (x, kernel)
 
 
-def _product_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    plain = lambda x, dy: x.T @ dy  # noqa: E731
-    # The barrier keeps XLA from making of it what it is without.
-    turned = lambda x, dy: lax.optimization_barrier(dy.T @ x).T  # noqa: E731
-    on_cpu = turned if kernel.shape[0] > kernel.shape[1] else plain
-    return dy @ kernel.T, lax.platform_dependent(x, dy, cpu=on_cpu, default=plain)
+def _product_backward(contract: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dx, dkernel = jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, axes=contract), x, kernel)[1](dy)
+        return dx, dkernel
+
+    def of_matrices(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs = math.prod(kernel.shape[:contract])
+        outputs = kernel.size // inputs
+        rows, drows = x.reshape(-1, inputs), dy.reshape(-1, outputs)
+        if inputs > outputs:  # the barrier keeps XLA from making of it what it is without
+            dkernel = lax.optimization_barrier(drows.T @ rows).T
+        else:
+            dkernel = rows.T @ drows
+        dx = drows @ kernel.reshape(inputs, outputs).T
+        return dx.reshape(x.shape), dkernel.reshape(kernel.shape)
+
+    # Elsewhere the axes stay apart: a device may have some heads of attention's kernels.
+    dx, dkernel = lax.platform_dependent(*saved, dy, cpu=of_matrices, default=plain)
+    return dx, dkernel
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -285,7 +285,7 @@ class Dense(nn.Module):
 
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, self.features, jnp.float32)
-        x = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.contract)
+        x = product(x.astype(self.dtype), kernel.astype(self.dtype), self.contract)
         return x + spread(bias, x.shape, self.dtype)
 
 
