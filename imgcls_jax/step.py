@@ -100,8 +100,10 @@ def accumulated(
         )
 
     zero = (state.model_state, jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    # XLA on a CPU takes ten times as long for gradients of convolutions inside a loop: there it is written out.
+    unroll = count if jax.default_backend() == "cpu" else 1
     (model_state, loss, grads), (logits, logs) = jax.lax.scan(
-        body, zero, (jnp.arange(count), microbatches(batch, count))
+        body, zero, (jnp.arange(count), microbatches(batch, count)), unroll=unroll
     )
     logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])  # back to the order of the batch
     return loss, grads, {"model_state": model_state, "logits": logits, "logs": jax.tree.map(jnp.mean, logs)}
