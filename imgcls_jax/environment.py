@@ -55,9 +55,9 @@ def describe(step: int) -> dict[str, Any]:
     """This process's surroundings.
 
     Returns:
-      started (UTC, ISO 8601), step, python, platform, cpus (usable by this process), devices (of all processes, by
-      kind), processes, git_commit (None outside a checkout; "-dirty" at its end if tracked files were changed) and
-      versions by package.
+      started (UTC, ISO 8601), step, python, platform, processor, cpus (usable by this process), devices (of all
+      processes, by kind), processes, git_commit (None outside a checkout; "-dirty" at its end if tracked files were
+      changed) and versions by package.
     """
     kinds = [device.device_kind for device in jax.devices()]
     return {
@@ -65,12 +65,23 @@ def describe(step: int) -> dict[str, Any]:
         "step": step,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "processes": jax.process_count(),
         "git_commit": git_commit(_CHECKOUT),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The CPU, such as "AMD EPYC family 25 model 17", as a name alone hides what it can do; else its kind, "arm64"."""
+    try:
+        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        found = {name.strip(): value.strip() for name, _, value in lines}
+        return f"{found['model name']} family {found['cpu family']} model {found['model']}"
+    except (OSError, KeyError):
+        return platform.machine()
 
 
 def git_commit(folder: Path) -> str | None:

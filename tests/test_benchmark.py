@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import platform
 import statistics
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, tiny_config
 
-from imgcls_jax import benchmark, build, models
+from imgcls_jax import benchmark, build, environment, models
 from imgcls_jax import config as config_lib
 from imgcls_jax.benchmarking import baseline, ceilings, device, measure, presets, rows, timing, trace, worker
 from imgcls_jax.benchmarking.rows import Case, Row
@@ -210,7 +211,16 @@ def test_a_file_that_is_no_benchmark(tmp_path):
 
 def test_the_name_of_a_machine():
     assert baseline.machine({"devices": {"NVIDIA H200": 8}, "cpus": 16}) == "nvidia-h200-8"
-    assert baseline.machine({"devices": {"cpu": 1}, "cpus": 2}) == "cpu-2"
+    cpu = {"devices": {"cpu": 1}, "cpus": 2, "processor": "AMD EPYC family 25 model 17"}
+    assert baseline.machine(cpu) == "amd-epyc-family-25-model-17-2"
+
+
+def test_the_name_of_a_processor(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n")
+    assert environment.processor(path) == "AMD EPYC family 25 model 17"
+    path.write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")  # ARM
+    assert environment.processor(path) == environment.processor(tmp_path / "none") == platform.machine()
 
 
 @pytest.fixture
@@ -221,7 +231,7 @@ def session(monkeypatch):
 
     def call(job, timeout=None):
         if job["case"] is None:
-            about = {"devices": {"cpu": 1}, "cpus": 2}
+            about = {"devices": {"cpu": 1}, "cpus": 2, "processor": "x"}
             return {"environment": about, "platform": "cpu", "ceilings": dataclasses.asdict(CEILINGS)}
         case = Case(**job["case"])
         calls.append(case)

@@ -42,9 +42,12 @@ class Change:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """What a baseline belongs to, from `environment.describe`: "cpu-2" (cores), "nvidia-h200-1" (devices)."""
+    """What a baseline belongs to, from `environment.describe`: "nvidia-h200-1" (devices), or of a CPU, with its cores,
+    "amd-epyc-family-25-model-17-2": which step is how near to the matrix product differs from one to the next.
+    """
     ((kind, count), *_) = environment["devices"].items()
-    count = environment["cpus"] if kind == "cpu" else count
+    if kind == "cpu":
+        kind, count = environment["processor"], environment["cpus"]
     return f"{re.sub(r'[^a-z0-9]+', '-', kind.lower()).strip('-')}-{count}"
 
 
