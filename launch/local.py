@@ -85,9 +85,17 @@ def start(process: int, arguments: argparse.Namespace, port: int) -> subprocess.
 
 
 def copy_lines(process: int, source: IO[bytes], target: IO[bytes]) -> None:
-    """Copies whole lines, each marked with the number of the process; Gloo's greeting, one a device, is left out."""
+    """Copies whole lines, each marked with the number of the process; Gloo's greeting, one a device, is left out.
+
+    Threads write the greetings piece by piece: of two in one line, the number that one ends with is a line by itself.
+    """
+    greeting, torn = b"[Gloo] Rank ", 0
     for line in source:
-        if line.startswith(b"[Gloo] Rank "):
+        if line.startswith(greeting):
+            torn += line.count(greeting) - 1
+            continue
+        if torn and not line.strip(b" \r\n0123456789"):
+            torn -= 1
             continue
         target.write(b"[%d] %s\n" % (process, line.rstrip(b"\n")))
         target.flush()

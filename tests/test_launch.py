@@ -66,6 +66,13 @@ def test_local_processes_compute_together(module, tmp_path):
     assert sorted(done.stdout.splitlines()) == want
 
 
+def test_gloo_s_greetings_are_left_out_also_where_two_threads_tear_theirs(module, tmp_path):
+    one = "[Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : "
+    code = f"print({one + one!r} + '3\\n3\\n4\\nhello 5\\n' + {one!r} + '3\\n6')"
+    done = run(module(code, processes=1), cwd=tmp_path)
+    assert done.stdout.splitlines() == ["[0] 4", "[0] hello 5", "[0] 6"], done.stderr
+
+
 # Each process writes its number and pid to a file, then process 1 does one thing and process 0 another.
 PIDS = """
 import os, pathlib, signal, subprocess, sys, time
