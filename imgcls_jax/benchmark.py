@@ -4,7 +4,7 @@ python -m imgcls_jax.benchmark --models=resnet50,vit_small_patch16_224 --modes=t
   [--dtypes=float32,bfloat16] [--image_sizes=224] [--sweep_batch] [--profile] [--output=runs/benchmark]
   [--config=configs/resnet.py:fashion_mnist] [--config.optimizer.name=sgd ...]
 python -m imgcls_jax.benchmark --preset=readme [--minutes=9]
-python -m imgcls_jax.benchmark --check [--baseline=benchmarks/baseline/nvidia-h200-1.json]
+python -m imgcls_jax.benchmark --check [--baseline=benchmarks/baseline/MACHINE.json]
 
 First the ceilings are measured: the fastest matrix product in bfloat16 and in float32, and a copy. Then each case, all
 combinations of the lists, in a process of its own, so that a batch that does not fit costs a row and no more. Timed are
