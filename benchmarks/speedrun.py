@@ -167,7 +167,8 @@ def main() -> None:
         if args.torch_python and seed < (args.torch_seeds or args.seeds):
             run = torch_run(args.output / f"torch{args.epochs}-{seed}", seed, args, arrays(args.output))
             rows.setdefault(peer, []).append(run)
-            print(f"seed {seed}, {peer}: { ({**run, 'epochs': ...}) }", flush=True)
+            said = {name: value for name, value in run.items() if name != "epochs"}
+            print(f"seed {seed}, {peer}: {said}", flush=True)
         turns.write_json(args.output / "speedrun.json", {**turns.machine(), "rows": rows})
     print("\n" + table(rows))
 
