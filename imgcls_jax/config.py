@@ -217,7 +217,7 @@ def base() -> ConfigDict:
     e.batch_size = 256  # examples per evaluation step, over all devices and processes
     e.topk = (1, 5)  # for each k the share of examples whose label is among the k likeliest classes; 1 always is there
 
-    # What the model is shown of each image when it is evaluated or predicts: "" (the image) | flip (its mirror image too)
+    # What the model is shown of each image in evaluation and prediction: "" (the image) | flip (its mirror image too)
     # | flip_shift (both, and both moved by a pixel two ways, 6 views); the probabilities are averaged.
     e.tta = ""
 
