@@ -10,6 +10,7 @@ from imgcls_jax.types import Spec
 
 # One small net of each architecture, by file of the zoo, and the side of its images.
 FAMILIES = {
+    "airbench": ("airbench94", 16, {"width": 16}),
     "alexnet": ("alexnet", 63, {}),
     "convnext": ("convnext_tiny", 32, {"stage_sizes": (1, 1, 1, 1)}),
     "densenet": ("densenet_bc_100_12", 16, {"block_sizes": (2, 2, 2)}),

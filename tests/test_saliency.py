@@ -203,6 +203,7 @@ def images_of(name, count=2):
 
 QUICK = ["lenet5", "resnet20"]
 LONG = [
+    "airbench94",
     "mobilenetv3_small_100",
     "alexnet",
     "vgg11",

@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 
 from imgcls_jax.models import (
+    airbench,
     alexnet,
     convnext,
     densenet,
@@ -27,6 +28,7 @@ from imgcls_jax.models.variant import Variant
 from imgcls_jax.types import check_choice
 
 MODELS: dict[str, Variant] = {
+    **airbench.VARIANTS,
     **alexnet.VARIANTS,
     **convnext.VARIANTS,
     **densenet.VARIANTS,

@@ -266,12 +266,13 @@ def drop_path_rates(rate: float, depth: int) -> list[float] | list[None]:
 class Dense(nn.Module):
     """Matrix product and bias: contracts the last `contract` axes of x, appends `features`.
 
-    Parameters: `kernel` [*contracted axes, *features], `bias` [*features]. `kernel_init` sees a matrix, the contracted
-    axes by the new ones.
+    Parameters: `kernel` [*contracted axes, *features] and, with `use_bias`, `bias` [*features]. `kernel_init` sees a
+    matrix, the contracted axes by the new ones.
     """
 
     features: tuple[int, ...]
     contract: int = 1
+    use_bias: bool = True
     kernel_init: Initializer = xavier_uniform
     bias_init: Initializer = nn.initializers.zeros
     dtype: Any = jnp.float32
@@ -284,9 +285,9 @@ class Dense(nn.Module):
             return self.kernel_init(key, (math.prod(inputs), math.prod(self.features)), dtype).reshape(shape)
 
         kernel = self.param("kernel", kernel_init, (*inputs, *self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, self.features, jnp.float32)
+        bias = self.param("bias", self.bias_init, self.features, jnp.float32) if self.use_bias else None
         x = product(x.astype(self.dtype), kernel.astype(self.dtype), self.contract)
-        return x + spread(bias, x.shape, self.dtype)
+        return x if bias is None else x + spread(bias, x.shape, self.dtype)
 
 
 class Mlp(nn.Module):
@@ -444,8 +445,10 @@ def _adaptive_means(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.moveaxis(means, -1, axis).astype(x.dtype)
 
 
-def classifier(x: jax.Array, num_classes: int, *, kernel_init: Initializer, name: str) -> jax.Array:
-    """Features [B,D] -> logits [B,K] float32 by a dense layer: `kernel` [D, K], `bias` [K] (zeros).
+def classifier(
+    x: jax.Array, num_classes: int, *, kernel_init: Initializer, name: str, use_bias: bool = True
+) -> jax.Array:
+    """Features [B,D] -> logits [B,K] float32 by a dense layer: `kernel` [D, K], with use_bias `bias` [K] (zeros).
 
     It computes in float32: the cost is nothing and a loss needs the precision. With num_classes=0 the features
     themselves, float32, and no parameters.
@@ -453,4 +456,4 @@ def classifier(x: jax.Array, num_classes: int, *, kernel_init: Initializer, name
     x = PooledFeatures(name=f"{name}.features")(x.astype(jnp.float32))
     if num_classes == 0:
         return x
-    return Dense((num_classes,), kernel_init=kernel_init, name=name)(x)
+    return Dense((num_classes,), use_bias=use_bias, kernel_init=kernel_init, name=name)(x)
