@@ -66,7 +66,8 @@ def base() -> ConfigDict:
     m.modern = placeholder(bool)  # LeNet: ReLU and max-pool instead of tanh and average-pool
     m.dropout = placeholder(float)  # dropout rate, where the architecture has dropout
     m.drop_path = placeholder(float)  # stochastic depth rate of the last block
-    m.remat = placeholder(bool)  # ViT: recompute activations in the backward pass to save memory
+    # ViT: what the backward pass computes again to save memory: none | dots (all but products with parameters) | full
+    m.remat = placeholder(str)
     m.scan = placeholder(bool)  # ViT: one compiled block scanned over depth; compiles faster
 
     c.init = i = ConfigDict()

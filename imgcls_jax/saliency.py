@@ -111,7 +111,7 @@ def attention_rollout(model: ViT, variables: PyTree, images: jax.Array) -> jax.A
     """
     if model.scan:
         variables = _unstacked(variables)
-    found = _projections(model.clone(scan=False, remat=False), variables, images)
+    found = _projections(model.clone(scan=False, remat="none"), variables, images)
     attentions = [_attention_weights(qkv[:, :, 0], qkv[:, :, 1]) for qkv in found["qkv"]]
     batch, tokens = attentions[0].shape[:2]
     prefix = model.prefix_tokens

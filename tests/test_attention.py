@@ -95,7 +95,7 @@ def test_transformations_keep_cudnn(ampere):
     assert calls(again, q[0], k[0], v[0])[-1] == BACKWARD
 
 
-@pytest.mark.parametrize("fields", [{}, {"scan": True}, {"scan": True, "remat": True}])
+@pytest.mark.parametrize("fields", [{}, {"scan": True}, {"scan": True, "remat": "full"}])
 def test_a_model_trains_with_it(ampere, fields):
     """One kernel a block, or one in the body of the loop over blocks; no scores in the program."""
     size = {"patch_size": 4, "width": 32, "depth": 3, "num_heads": 2, "dtype": jnp.bfloat16}

@@ -145,7 +145,7 @@ def test_batch_norm_uses_the_batch_in_training_and_its_running_statistics_in_eva
         ("vit-cls", {"drop_path": 0.5}),
         ("vit-cls", {"dropout": 0.5}),
         ("vit-map-scan", {"drop_path": 0.5}),
-        ("vit-map-scan", {"drop_path": 0.5, "remat": True}),
+        ("vit-map-scan", {"drop_path": 0.5, "remat": "full"}),
     ],
 )
 def test_random_layers_follow_their_key_in_training_and_are_off_in_evaluation(case, extra):
@@ -221,7 +221,7 @@ def test_scan_equals_no_scan_and_remat_equals_no_remat():
         return logits, gradients
 
     logits, gradients = value_and_grad(plain, params)
-    for scan, remat in ((False, True), (True, False), (True, True)):
+    for scan, remat in ((False, "full"), (False, "dots"), (True, "none"), (True, "full"), (True, "dots")):
         model, _ = make("vit-cls", scan=scan, remat=remat)
         expected = stack_blocks(gradients) if scan else gradients
         assert jax.tree.map(jnp.shape, shapes_of(model, images)["params"]) == jax.tree.map(jnp.shape, expected)
@@ -236,8 +236,23 @@ def test_remat_recomputes_and_scan_keeps_the_program_short():
         variables = shapes_of(model, images)
         return str(jax.make_jaxpr(jax.grad(lambda v: model.apply(v, images, train=True).sum()))(variables))
 
-    assert text(remat=True).count("remat") >= 6 and "remat" not in text()
+    assert text(remat="full").count("remat") >= 6 and "remat" not in text()
     assert text(scan=True).count("dot_general") < text().count("dot_general") / 3
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_of_dots_keeps_the_products_with_parameters(scan):
+    """Computed again are attention's two products alone; with "full" the four with parameters too, but the last."""
+    depth = 1 if scan else 3
+
+    def products(remat):
+        model, images = make("vit-cls", depth=3, scan=scan, remat=remat)
+        variables = shapes_of(model, images)
+        program = jax.jit(jax.grad(lambda v: model.apply(v, images, train=True).sum())).lower(variables).as_text()
+        return program.count("stablehlo.dot_general")
+
+    assert products("dots") - products("none") == 2 * depth
+    assert products("full") - products("none") == 5 * depth
 
 
 def test_parameter_layouts_that_sharding_and_conversion_rely_on():

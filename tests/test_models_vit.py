@@ -116,7 +116,7 @@ def test_layer_scale_of_zero_leaves_a_block_out():
 
 def test_layer_scale_and_registers_under_scan_equal_those_without():
     fields = {"layer_scale": 0.5, "registers": 2, "drop_path": 0.3}
-    model, scanned = small(**fields), small(scan=True, remat=True, **fields)
+    model, scanned = small(**fields), small(scan=True, remat="full", **fields)
     params = random_params(model)
     rest = {k: v for k, v in params.items() if not k.startswith("blocks")}
     stacked = {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), params["blocks.0"], params["blocks.1"])}

@@ -140,7 +140,7 @@ def numpy_rollout(params, image, *, patch, pool, depth):
         {"pool": "map"},
         pytest.param({"pool": "cls"}, marks=pytest.mark.slow),
         pytest.param({"pool": "gap", "registers": 3}, marks=pytest.mark.slow),
-        pytest.param({"pool": "cls", "scan": True, "remat": True}, marks=pytest.mark.slow),
+        pytest.param({"pool": "cls", "scan": True, "remat": "full"}, marks=pytest.mark.slow),
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

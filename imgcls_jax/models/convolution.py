@@ -73,7 +73,8 @@ def product(x: jax.Array, kernel: jax.Array, contract: int = 1) -> jax.Array:
 
 
 def _product_forward(x: jax.Array, kernel: jax.Array, contract: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x, kernel, contract), (x, kernel)
+    # Not `product` itself: policies of rematerialisation look for the primitive.
+    return product.fun(x, kernel, contract), (x, kernel)
 
 
 def _product_backward(contract: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,6 +21,8 @@ from imgcls_jax.models.variant import HALF, Layout, Preprocessing, Variant
 from imgcls_jax.types import ConfigError, check_choice
 
 EPSILON = 1e-6  # of every layer norm
+# What the backward pass finds kept of a block; a product over a batch axis is attention's.
+REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 class LayerScale(nn.Module):
@@ -122,7 +124,8 @@ class ViT(nn.Module):
       drop_path: stochastic depth of the last block; the others' rise to it linearly from 0.
       even_drop_path: all blocks have that rate instead (arXiv:2204.07118).
       head_std: of the normal numbers that the heads start with; 0: they start at zero.
-      remat: recompute each block in the backward pass: less memory for about a third more time.
+      remat: what of a block the backward pass computes again, for want of memory: "none", "dots" (all but the products
+        with parameters, whose results are kept) or "full" (everything but the block's input).
       scan: one compiled block applied `depth` times: short compile times. Its parameters are stacked on a leading
         axis under `blocks` instead of `blocks.0`, `blocks.1`, ...
       dtype: of the computation.
@@ -149,7 +152,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     even_drop_path: bool = False
     head_std: float = 0.0
-    remat: bool = False
+    remat: str = "none"
     scan: bool = False
     dtype: Any = jnp.float32
 
@@ -178,6 +181,7 @@ class ViT(nn.Module):
     def _check(self) -> None:
         check_choice("pool", self.pool, ("cls", "gap", "map"))
         check_choice("pos_embed", self.pos_embed, ("learned", "sincos2d"))
+        check_choice("remat", self.remat, ("none", *REMAT))
         if self.distilled and (self.pool != "cls" or self.fc_norm):
             raise ConfigError(f"a distilled model needs pool='cls' without fc_norm, not pool={self.pool!r}")
 
@@ -211,7 +215,9 @@ class ViT(nn.Module):
 
     def _blocks(self, x: jax.Array, train: bool) -> jax.Array:
         # Under scan the compiler cannot undo the recomputation, so it need not be kept from trying (prevent_cse).
-        block_class = nn.remat(Block, static_argnums=(3,), prevent_cse=not self.scan) if self.remat else Block
+        block_class = Block
+        if self.remat != "none":
+            block_class = nn.remat(Block, static_argnums=(3,), prevent_cse=not self.scan, policy=REMAT[self.remat])
         fields = (self.num_heads, self.mlp_dim or 4 * self.width, self.layer_scale, self.dropout, self.dtype)
         rates = layers.drop_path_rates(self.drop_path, self.depth)
         if self.even_drop_path:
