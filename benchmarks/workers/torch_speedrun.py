@@ -1,7 +1,7 @@
 """Trains a plain ResNet in torch the ordinary way, and says how well it did after each epoch. See speedrun.py.
 
-Nesterov SGD, a cosine, weight decay, random crops and mirror images, batches of 128, channels last. The net is the one
-of configs/speedrun.py, layer for layer. Needs torch and NumPy.
+Nesterov SGD, a cosine, weight decay, random crops and mirror images, batches of 128, channels last. The net is
+configs/resnet.py:fashion_mnist's, of the stages and width that are asked for. Needs torch and NumPy.
 """
 
 from __future__ import annotations
