@@ -451,7 +451,7 @@ def test_lists_of_a_config_read_from_json_are_accepted():
     ("name", "overrides", "message"),
     [
         ("lenet55", {}, "model.name='lenet55' is unknown (did you mean 'lenet5'?)"),
-        ("zzz", {}, "model.name='zzz' is unknown; choices: alexnet, "),
+        ("zzz", {}, "model.name='zzz' is unknown; choices: airbench94, "),
         ("resnet50", {"drop_pth": 0.1}, "field of resnet50='drop_pth' is unknown (did you mean 'drop_path'?)"),
         ("resnet50", {"parent": None}, "field of resnet50='parent' is unknown"),
         ("resnet50", {"stem": "smal"}, "stem='smal' is unknown (did you mean 'small'?)"),

@@ -125,7 +125,8 @@ class ViT(nn.Module):
       even_drop_path: all blocks have that rate instead (arXiv:2204.07118).
       head_std: of the normal numbers that the heads start with; 0: they start at zero.
       remat: what of a block the backward pass computes again, for want of memory: "none", "dots" (all but the products
-        with parameters, whose results are kept) or "full" (everything but the block's input).
+        with parameters, whose results are kept) or "full" (everything but the block's input). On a CPU it saves nothing
+        without `scan`: XLA computes again, but too early.
       scan: one compiled block applied `depth` times: short compile times. Its parameters are stacked on a leading
         axis under `blocks` instead of `blocks.0`, `blocks.1`, ...
       dtype: of the computation.
