@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     m.dtype = "float32"  # compute dtype: float32 | bfloat16 (parameters are always float32)
     # Overrides of the named variant: None keeps the variant's own value; a model that lacks the field refuses it.
     m.patch_size = placeholder(int)  # ViT: pixels
-    m.width = placeholder(int)  # ViT: features D; ResNet: channels of the first stage
+    m.width = placeholder(int)  # ViT: features D; ResNet, airbench: channels of the first stage
     m.depth = placeholder(int)  # ViT: number of blocks; wide ResNet: of convolutions, 6n + 4
     m.num_heads = placeholder(int)  # ViT: attention heads
     m.mlp_dim = placeholder(int)  # ViT: hidden features of the MLP

@@ -11,6 +11,7 @@ from zoo import COUNTS
 
 from imgcls_jax import models, pretrained
 from imgcls_jax.models import airbench
+from imgcls_jax.types import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -37,6 +38,15 @@ def test_convolutions_start_by_handing_channels_on(inputs, outputs):
         others, bound = np.asarray(kernel[..., both:]), (9 * inputs) ** -0.5
         assert 0.95 * bound < np.abs(others).max() <= bound
         assert np.std(others) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_the_smallest_image_and_one_that_is_too_small():
+    model = models.build("airbench94", num_classes=3, width=4)
+    init = functools.partial(jax.eval_shape, functools.partial(model.init_with_output, train=False), jax.random.key(0))
+    logits, _ = init(jnp.zeros((2, 9, 9, 1)))
+    assert logits.shape == (2, 3)
+    with pytest.raises(ConfigError, match="image size 8x9 is too small: sides must be 9 pixels or more"):
+        init(jnp.zeros((2, 8, 9, 1)))
 
 
 @pytest.mark.parity

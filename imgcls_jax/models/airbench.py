@@ -13,8 +13,10 @@ from flax import linen as nn
 from imgcls_jax.models import layers
 from imgcls_jax.models.pooling import max_pool
 from imgcls_jax.models.variant import SMALL, Layout, Variant
+from imgcls_jax.types import ConfigError
 
 NEIGHBOURS = 0.88  # correlation of neighbouring pixels that the first filters assume; Fashion-MNIST's, about
+LEAST = 9  # pixels: the first filters take one, and each group halves what is left
 
 
 class AirBench(nn.Module):
@@ -39,7 +41,10 @@ class AirBench(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Images [B,H,W,C] float -> logits [B,K] float32; features [B,D] if num_classes is 0."""
+        """Images [B,H,W,C] float -> logits [B,K] float32; features [B,D] if num_classes is 0. Raises ConfigError."""
+        if min(images.shape[1:3]) < LEAST:
+            height, width = images.shape[1:3]
+            raise ConfigError(f"the image size {height}x{width} is too small: sides must be {LEAST} pixels or more")
         act = functools.partial(nn.gelu, approximate=False)
         norm = functools.partial(layers.batch_norm, train=train, dtype=self.dtype, epsilon=1e-12)
         conv = functools.partial(layers.Conv, kernel_size=3, kernel_init=handing_on, dtype=self.dtype)
